@@ -1,0 +1,276 @@
+"""Drafting with a small language model that has the target's vocabulary."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
+from itertools import groupby
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from specdec.cache import PagedKVCache
+from specdec.growth import BestFirst, Drawn, static_shape
+from specdec.protocols import DrafterNeeds, Noise, RequestView
+from specdec.sampling import Context
+from specdec.target import Chunk, PagedModel
+from specdec.tree import TokenTree
+from specdec.types import Draft
+from specdec.vocabulary import check_vocabulary
+
+METHODS = ("greedy", "probabilistic", "coupled")
+DEFAULT_WIDTH = 4
+# A guess of P(the child of rank r is accepted | its parent was). It gives drawn trees their shape, and nothing else.
+RANK_ACCEPTANCE = 0.7, 0.3  # of rank 0, and factor per rank
+MAX_CATCH_UP = 2048  # rows of one request in one forward pass
+
+Growth = TypeVar("Growth", BestFirst, Drawn)
+
+
+@dataclass(eq=False, repr=False)
+class DraftModel:
+    """A drafter that runs a causal language model of Hugging Face, one forward pass per level of all drafts.
+
+    Its rows lie in the pages of the target's cache. Each round begins with what it missed: the rows of accepted tokens
+    that it has not run, then the pending token.
+
+    Args:
+        model: any causal LM with the target's vocabulary.
+        num_speculative_tokens: depth of the draft.
+        draft_sample_method: how a sampling request is drafted for. "greedy": the likeliest tokens, chosen;
+            "probabilistic": drawn from the request's own final distribution over the draft logits, for a rule that uses
+            q; "coupled": drawn from the same with the target's own noise (Daliri et al., 2408.07978). A greedy request
+            always gets the likeliest tokens.
+        num_tree_nodes: drafted nodes of a tree; None for a chain. Likeliest tokens make the best-first tree of EAGLE-2
+            (algorithms.md 4.10), drawn ones fill a shape that is fixed beforehand.
+        tree_width: children per node at most, and nodes of a level with children; 4 in a tree.
+        confidence_threshold: nothing is drafted after a token whose own probability is below; the token itself stays.
+        draft_temperature: drawn tokens only: divides the final draft scores once more.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+        >>> drafter = DraftModel(LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)), num_speculative_tokens=3)
+        >>> from specdec.noise import PhiloxNoise
+        >>> from specdec.sampling import Sampler
+        >>> cache = PagedKVCache()
+        >>> drafter.open(cache)
+        >>> view = RequestView(0, [5, 7], prompt_length=2, table=cache.open([5]), sampler=Sampler())
+        >>> cache.stage(view.table, 1)
+        >>> cache.commit(view.table, [], [5])  # the target has run the prompt but for the pending token
+        >>> len(drafter.propose([view], [9], [PhiloxNoise(0)])[0])  # the pending token and three drafted ones
+        4
+    """
+
+    model: InitVar[PreTrainedModel]
+    num_speculative_tokens: int = 5
+    draft_sample_method: Literal["greedy", "probabilistic", "coupled"] = "greedy"
+    num_tree_nodes: int | None = None
+    tree_width: int | None = None
+    confidence_threshold: float | None = None
+    draft_temperature: float | None = None
+    needs: DrafterNeeds = field(init=False)
+
+    name = "draft_model"
+
+    def __post_init__(self, model: PreTrainedModel) -> None:
+        self._require_sense()
+        self.pool = (
+            f"draft {id(model):x}"  # a cache that outlives this drafter never takes another model's rows for ours
+        )
+        self._model = PagedModel(model, pool=self.pool)
+        self._vocab_size = self._model.vocab_size  # of the target, as far as is known
+        self._width = 1 if self.num_tree_nodes is None else self.tree_width or DEFAULT_WIDTH
+        self._num_nodes = self.num_tree_nodes or self.num_speculative_tokens
+        self._threshold = self.confidence_threshold or 0.0
+        first, factor = RANK_ACCEPTANCE
+        guess = [first * factor**rank for rank in range(self._width)]
+        self._shapes = [static_shape(guess, self._num_nodes, d) for d in range(self.num_speculative_tokens + 1)]
+        self.needs = DrafterNeeds(
+            noise=self.draft_sample_method == "coupled",
+            pool=True,
+            tree=self.num_tree_nodes is not None,
+            sampled=self.draft_sample_method == "probabilistic",
+        )
+        self._cache: PagedKVCache | None = None
+
+    def check(self, target: PagedModel) -> None:
+        """Adopts the width of the target's rows.
+
+        Raises:
+            ValueError: the vocabularies cannot be the same.
+        """
+        check_vocabulary(target.vocab_size, self._model.vocab_size)
+        self._vocab_size = target.vocab_size
+
+    def open(self, cache: PagedKVCache) -> None:
+        """Adds the pool of the draft model's rows to `cache`."""
+        cache.pool(self.pool)
+        self._cache = cache
+
+    def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
+        """What the draft model says next, a chain or tree per view."""
+        assert self._cache is not None, "open comes before propose"
+        chosen: dict[int, _Run[BestFirst]] = {}
+        drawn: dict[int, _Run[Drawn]] = {}
+        for index, (view, budget, noise) in enumerate(zip(views, budgets, noises, strict=True)):
+            room = self._model.max_positions - len(view.tokens) + 1  # the last drafted token is not run
+            depth = min(budget, self.num_speculative_tokens, room)
+            if depth < 1:
+                continue
+            if view.sampler.do_sample and self.draft_sample_method != "greedy":
+                drawn[index] = self._drawn_run(self._cache, view, depth, noise)
+            else:
+                chosen[index] = self._chosen_run(self._cache, view, depth)
+        self._grow(self._cache, list(chosen.values()), list(drawn.values()))
+        runs: dict[int, _AnyRun] = {**chosen, **drawn}
+        if self.num_tree_nodes is not None:  # accepted rows of a tree do not lie where they would have to stay
+            for run in runs.values():
+                run.table.filled[self.pool] = run.table.length + 1
+        return [
+            runs[index].growth.draft(self.name) if index in runs else Draft.empty(view.tokens[-1], self.name)
+            for index, view in enumerate(views)
+        ]
+
+    def close(self, request_ids: Sequence[int]) -> None:
+        """Nothing to forget: all there is lies in the request's page table."""
+
+    def _chosen_run(self, cache: PagedKVCache, view: RequestView, depth: int) -> "_Run[BestFirst]":
+        growth = BestFirst(view.tokens[-1], self._num_nodes, self._width, depth, self._threshold)
+        cache.stage(view.table, depth + 1 if self._width == 1 else 1 + self._width * (depth - 1))
+        return _Run(view, growth, self.pool)
+
+    def _drawn_run(self, cache: PagedKVCache, view: RequestView, depth: int, noise: Noise) -> "_Run[Drawn]":
+        is_coupled = self.draft_sample_method == "coupled"
+        shape = self._shapes[depth]
+        growth = Drawn(view.tokens[-1], shape, len(view.tokens), noise, is_coupled, self._threshold)
+        cache.stage(view.table, len(shape))
+        return _Run(view, growth, self.pool)
+
+    def _grow(self, cache: PagedKVCache, chosen: list["_Run[BestFirst]"], drawn: list["_Run[Drawn]"]) -> None:
+        """A level per forward pass, for all requests at once, until no draft grows any more."""
+        runs: list[_AnyRun] = [*chosen, *drawn]
+        for run in runs:
+            for piece in run.early_pieces():
+                self._model.score(cache, [piece])
+        chunks = [run.first_chunk() for run in runs]
+        while chunks:
+            logits = self._model.score(cache, chunks).logits[:, : self._vocab_size]
+            num_chosen = sum(len(run.growth.frontier) for run in chosen)
+            if chosen:
+                self._expand_chosen(chosen, logits[:num_chosen])
+            if drawn:
+                self._expand_drawn(drawn, logits[num_chosen:])
+            chosen = [run for run in chosen if run.growth.frontier]
+            drawn = [run for run in drawn if run.growth.frontier]
+            runs = [*chosen, *drawn]
+            chunks = [run.next_chunk() for run in runs]
+
+    def _expand_chosen(self, runs: Sequence["_Run[BestFirst]"], logits: Tensor) -> None:  # [frontiers, vocab]
+        rows = logits if logits.dtype.itemsize >= 4 else logits.float()
+        if self._width == 1:
+            best, tokens = rows.max(-1, keepdim=True)
+        else:
+            best, tokens = rows.topk(min(self._width, rows.shape[-1]))
+        log_probs = (best - rows.logsumexp(-1, keepdim=True)).tolist()
+        token_rows = tokens.tolist()
+        first = 0
+        for run in runs:
+            stop = first + len(run.growth.frontier)
+            run.growth.expand(token_rows[first:stop], log_probs[first:stop])
+            first = stop
+
+    def _expand_drawn(self, runs: Sequence["_Run[Drawn]"], logits: Tensor) -> None:  # [frontiers, vocab]
+        if logits.shape[-1] < self._vocab_size:
+            logits = pad(logits, (0, self._vocab_size - logits.shape[-1]), value=float("-inf"))
+        first = 0
+        for sampler, group in groupby(runs, key=lambda run: run.view.sampler):
+            members = list(group)
+            counts = [len(run.growth.frontier) for run in members]
+            rows = logits[first : first + sum(counts)]
+            scores = sampler.scores(rows, [run.context() for run in members])
+            if self.draft_temperature is not None:
+                scores = scores / self.draft_temperature
+            for run, part in zip(members, scores.split(counts), strict=True):
+                run.growth.expand(part)
+            first += len(rows)
+
+    def _require_sense(self) -> None:
+        """Refuses options that mean nothing, alone or together."""
+        if self.draft_sample_method not in METHODS:
+            raise ValueError(f"expected draft_sample_method of {', '.join(METHODS)}, got {self.draft_sample_method!r}")
+        for name in ("num_speculative_tokens", "num_tree_nodes", "tree_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} of at least 1, got {value}; pass no drafter for plain decoding")
+        if self.tree_width is not None and self.num_tree_nodes is None:
+            raise ValueError("expected num_tree_nodes beside tree_width, got tree_width alone; a chain has no width")
+        if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
+            raise ValueError(
+                f"expected confidence_threshold from 0 to 1, got {self.confidence_threshold}; it is a probability"
+            )
+        if self.draft_temperature is not None and not self.draft_temperature > 0:
+            raise ValueError(
+                f"expected draft_temperature above 0, got {self.draft_temperature}; "
+                "for the likeliest tokens pass draft_sample_method='greedy'"
+            )
+        if self.draft_temperature is not None and self.draft_sample_method == "greedy":
+            raise ValueError(
+                "expected draft_temperature with drawn tokens, got draft_sample_method='greedy'; "
+                "pass 'probabilistic' or 'coupled', or drop it"
+            )
+
+
+class _Run(Generic[Growth]):
+    """The drafting for one request: its growing draft, and which of its nodes the model has run, in which row.
+
+    rows   0 ... length | length       | length + 1 ...
+           committed    | the pending  | frontier of level 1, of level 2, ...
+    """
+
+    def __init__(self, view: RequestView, growth: Growth, pool: str) -> None:
+        self.view, self.table, self._pool = view, view.table, pool
+        self.growth: Growth = growth
+        self._rows = {0: 0}  # node -> row, counted from the pending token's
+        self._tokens, self._parents = [view.tokens[-1]], [-1]  # by row
+        self._first = 0  # first row of the last chunk
+
+    def early_pieces(self) -> Iterator[Chunk]:
+        """Missed rows that are too many for one forward pass with everything else."""
+        while self._num_present() + MAX_CATCH_UP <= self.table.length:
+            start = self._num_present()
+            yield Chunk(
+                self.table, start, TokenTree.chain(self.view.tokens[start : start + MAX_CATCH_UP]), num_logits=0
+            )
+
+    def first_chunk(self) -> Chunk:
+        """The rows that were missed, and the pending token."""
+        start = self._num_present()
+        return Chunk(self.table, start, TokenTree.chain(self.view.tokens[start:]))
+
+    def next_chunk(self) -> Chunk:
+        """The frontier. While all rows form a line, the rows before it are simply the prefix."""
+        self._first = len(self._tokens)
+        for node in self.growth.frontier:
+            self._rows[node] = len(self._tokens)
+            self._tokens.append(self.growth.tokens[node])
+            self._parents.append(self._rows[self.growth.parents[node]])
+        if self._parents == list(range(-1, len(self._parents) - 1)):
+            return Chunk(self.table, self.table.length + self._first, TokenTree.chain(self._tokens[self._first :]))
+        count = len(self._tokens) - self._first
+        return Chunk(self.table, self.table.length, self._tree(), first=self._first, num_logits=count)
+
+    def context(self) -> Context:
+        """What stands before the rows of the last chunk, for processors."""
+        tokens = [*self.view.padding, *self.view.tokens] if self.view.padding else self.view.tokens
+        return Context(tokens, self._tree(), self.view.row, self._first)
+
+    def _num_present(self) -> int:
+        return min(self.table.filled.get(self._pool, 0), self.table.length)
+
+    def _tree(self) -> TokenTree:
+        return TokenTree.of(self._tokens, self._parents)
+
+
+_AnyRun: TypeAlias = _Run[BestFirst] | _Run[Drawn]

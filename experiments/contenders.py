@@ -1,0 +1,141 @@
+"""Who takes part in a comparison: transformers' own ways to generate, and every drafter of this toolkit."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specdec.events import Round
+from specdec.generation import speculate
+from specdec.methods import DRAFTERS, build_drafter, paged
+
+from .loading import Models
+
+BASELINE = "transformers"
+OURS = "specdec"
+PLAIN = f"{OURS} plain"
+ASSISTED = f"{BASELINE} assisted"
+LOOKUP = f"{BASELINE} prompt lookup"
+# Drafters in another setting than their default.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "draft_model tree": {"method": "draft_model", "num_tree_nodes": 12},
+    "draft_model coupled": {"method": "draft_model", "draft_sample_method": "coupled"},
+}
+ONLY_SAMPLING = ("draft_model coupled",)  # the same as another contender when decoding greedily
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How every contender decodes. None leaves an option to the generation config of the target."""
+
+    max_new_tokens: int = 64
+    num_speculative_tokens: int = 5
+    temperature: float = 0.0  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+
+    @property
+    def do_sample(self) -> bool:
+        return self.temperature > 0
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """What `model.generate` is called with."""
+        kwargs: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
+        if self.do_sample:
+            kwargs |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {name: value for name, value in kwargs.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to generate: `run` returns token ids [1, length + new] for a prompt [1, length]."""
+
+    name: str
+    run: Callable[[Tensor], Tensor]
+    rounds: Callable[[], tuple[Round, ...]] | None = None  # events of the latest run; None for transformers' own
+    level: str | None = None  # what its rule promises about the text
+
+
+def contenders(models: Models, decoding: Decoding, names: Sequence[str] | None = None) -> list[Contender]:
+    """The contenders of these names, baseline first; all that the models allow if no names are given.
+
+    Raises:
+        ValueError: an unknown name, or one that needs a draft model when there is none.
+    """
+    wanted = list(available(models, decoding)) if names is None else [_known(name, models, decoding) for name in names]
+    wanted = [BASELINE, *([PLAIN] if decoding.do_sample else []), *wanted]
+    return [_contender(name, models, decoding) for name in dict.fromkeys(wanted)]
+
+
+def available(models: Models, decoding: Decoding) -> dict[str, dict[str, Any] | None]:
+    """Name -> drafter mapping of every contender that the models allow; None for those without a drafter of ours."""
+    table: dict[str, dict[str, Any] | None] = {BASELINE: None, ASSISTED: None, LOOKUP: None, PLAIN: None}
+    if models.draft is None:
+        del table[ASSISTED]
+    for name, spec in {**{name: {"method": name} for name in DRAFTERS}, **VARIANTS}.items():
+        parameters = inspect.signature(DRAFTERS[spec["method"]]).parameters
+        required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
+        if not required <= ({"model"} if models.draft is not None else set()):
+            continue
+        if name in ONLY_SAMPLING and not decoding.do_sample:
+            continue
+        options: dict[str, Any] = dict(spec)
+        if "num_speculative_tokens" in parameters:
+            options["num_speculative_tokens"] = decoding.num_speculative_tokens
+        if "model" in required:
+            options["model"] = models.draft
+        table[f"{OURS} {name}"] = options
+    return table
+
+
+@contextmanager
+def assistant_settings(draft: PreTrainedModel | None, num_tokens: int) -> Iterator[None]:
+    """Lets transformers' assisted generation draft so many tokens; it reads that from the assistant's config."""
+    config = None if draft is None else draft.generation_config
+    before = None if config is None else config.num_assistant_tokens
+    try:
+        if config is not None:
+            config.num_assistant_tokens = num_tokens
+        yield
+    finally:
+        if config is not None:
+            config.num_assistant_tokens = before
+
+
+def _known(name: str, models: Models, decoding: Decoding) -> str:
+    table = available(models, decoding)
+    full = next((form for form in (name, f"{OURS} {name}", f"{BASELINE} {name}") if form in table), None)
+    if full is not None:
+        return full
+    near = difflib.get_close_matches(name, [*table, *(form.split(" ", 1)[-1] for form in table)], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(table)}"
+    remedy = "; methods with a draft model need --draft" if models.draft is None else ""
+    raise ValueError(f"expected a known method, got {name!r}; {hint}{remedy}")
+
+
+def _contender(name: str, models: Models, decoding: Decoding) -> Contender:
+    kwargs = decoding.generate_kwargs()
+    target = models.target
+    if name.startswith(BASELINE):
+        if name == ASSISTED:
+            kwargs["assistant_model"] = models.draft
+        if name == LOOKUP:
+            kwargs["prompt_lookup_num_tokens"] = decoding.num_speculative_tokens
+        return Contender(name, lambda ids: _generate(target, ids, kwargs))
+    spec = available(models, decoding)[name]
+    drafter = None if spec is None else build_drafter(spec, paged(target))  # once, as its model is checked when built
+    loop = speculate(drafter, seed=decoding.seed)
+    kwargs["custom_generate"] = loop
+    return Contender(name, lambda ids: _generate(target, ids, kwargs), lambda: loop.last.rounds)
+
+
+def _generate(model: PreTrainedModel, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    output: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **kwargs)
+    return output

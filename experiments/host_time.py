@@ -1,0 +1,132 @@
+"""Time outside model forwards, ours against transformers: `python -m specdec.experiments.host_time --help`.
+
+Both sides run in one process on the same models, interleaved; forwards of target and draft model are timed by hooks and
+subtracted. Figures are per round (per target call), the median over repeats, and the ratio of those medians.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import specdec
+
+PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog. One day, Lily and her dog"
+NUM_DRAFT_TOKENS = 5
+# ours -> transformers' counterpart, and the share of its host time that ours may take
+GOALS = {"draft_model": ("assisted", 0.25), "ngram": ("prompt lookup", 1.0), "plain": ("generate", 1.0)}
+
+
+@dataclass
+class ForwardClock:
+    """Sums the time inside the forwards of some models, by hooks; counts the calls of the first."""
+
+    models: list[Any]
+    seconds: float = 0.0
+    calls: int = 0
+    _starts: list[float] = field(default_factory=list)
+    _handles: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> "ForwardClock":
+        for model in self.models:
+            self._handles.append(model.register_forward_pre_hook(self._start))
+            self._handles.append(model.register_forward_hook(self._end))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, *_: object) -> None:
+        self._starts.append(time.perf_counter())
+
+    def _end(self, model: Any, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._starts.pop()
+        self.calls += model is self.models[0]
+
+
+def measure(run: Callable[[], Any], target: Any, draft: Any) -> tuple[float, float]:
+    """Milliseconds outside forwards per target call, and milliseconds of the whole call per new token."""
+    with ForwardClock([target, draft]) as clock:
+        start = time.perf_counter()
+        num_tokens = run().shape[1]
+        total = time.perf_counter() - start
+    return 1e3 * (total - clock.seconds) / clock.calls, 1e3 * total / num_tokens
+
+
+def methods(target: Any, draft: Any, inputs: dict[str, Any], options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """What is compared, by name."""
+    draft.generation_config.num_assistant_tokens = NUM_DRAFT_TOKENS
+    draft.generation_config.num_assistant_tokens_schedule = "constant"
+    draft.generation_config.assistant_confidence_threshold = 0.0
+    drafted = {"method": "draft_model", "model": draft, "num_speculative_tokens": NUM_DRAFT_TOKENS}
+    drafted["draft_sample_method"] = "probabilistic" if options["do_sample"] else "greedy"
+    ngram = {"method": "ngram", "num_speculative_tokens": NUM_DRAFT_TOKENS, "prompt_lookup_min": 1}
+    lookup = {"prompt_lookup_num_tokens": NUM_DRAFT_TOKENS}
+    width = inputs["input_ids"].shape[1]
+
+    def ours(drafter: Any) -> Callable[[], Any]:
+        return lambda: specdec.generate(target, **inputs, drafter=drafter, seed=0, **options)[:, width:]
+
+    def theirs(**kwargs: Any) -> Callable[[], Any]:
+        return lambda: target.generate(**inputs, **kwargs, **options)[:, width:]
+
+    return {
+        "generate": theirs(),
+        "plain": ours(None),
+        "assisted": theirs(assistant_model=draft),
+        "draft_model": ours(drafted),
+        "prompt lookup": theirs(**lookup),
+        "ngram": ours(ngram),
+    }
+
+
+def main(
+    target: Annotated[Path, typer.Option(help="folder of the target")],
+    draft: Annotated[Path, typer.Option(help="folder of the draft model")],
+    repeats: int = 9,
+    max_new_tokens: int = 64,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Prints host milliseconds per round and their ratios; writes them with --json."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (target, draft)]
+    inputs = dict(tokenizer(PROMPT, return_tensors="pt"))
+    inputs.pop("token_type_ids", None)
+    rows = []
+    for do_sample in (False, True):
+        options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, "min_new_tokens": None}
+        if do_sample:
+            options |= {"top_k": 0, "temperature": 0.8}
+        runs = methods(*models, inputs, options)
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                torch.manual_seed(repeat)
+                samples[name].append(measure(run, *models))
+        medians = {name: [statistics.median(column) for column in zip(*s[1:], strict=True)] for name, s in samples.items()}
+        for name, (host, token) in medians.items():
+            rows.append({"method": name, "do_sample": do_sample, "host_ms_per_round": host, "ms_per_token": token})
+        for name, (other, goal) in GOALS.items():
+            column = 1 if name == "plain" else 0  # plain decoding is judged as a whole
+            ratio = medians[name][column] / medians[other][column]
+            rows.append({"ratio": f"{name} / {other}", "do_sample": do_sample, "value": ratio, "goal": goal})
+    for row in rows:
+        typer.echo("  ".join(f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
+    if json_file is not None:
+        partial = json_file.with_suffix(".partial")
+        partial.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2))
+        os.replace(partial, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,96 @@
+"""The models an experiment runs on: the embedded pair, or any other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from specdec.checkpoints import has_tokenizer, load_model, load_tokenizer
+from specdec.zoo import FOLDER
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A target, its tokenizer, and a draft model if there is one; all on one device."""
+
+    target: PreTrainedModel
+    tokenizer: Any
+    draft: PreTrainedModel | None = None
+    target_name: str = EMBEDDED
+    draft_name: str | None = None
+
+    def encode(self, text: str) -> torch.Tensor:  # [1, length] int64
+        """The tokens of a text.
+
+        Raises:
+            ValueError: there are none.
+        """
+        ids: torch.Tensor = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        if not text or ids.shape[1] == 0:
+            raise ValueError("expected a prompt of at least one token, got an empty one; write something to continue")
+        return ids.to(self.target.device)
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def load_models(
+    target: str | None = None, draft: str | None = None, dtype: str | None = None, device: str | None = None
+) -> Models:
+    """The embedded pair, or the models of these folders or hub ids.
+
+    Args:
+        target: None for the embedded one.
+        draft: None for the embedded one if the target is embedded, and for none otherwise.
+        dtype: None for bfloat16 on the embedded models and for the checkpoint's own otherwise.
+        device: None for the GPU if there is one.
+
+    Raises:
+        ValueError: something is missing, damaged, unknown, or does not fit together.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
+    where = _device(device)
+    is_embedded = target is None
+    kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if is_embedded else "auto"
+    target_path = str(FOLDER / "target") if target is None else target
+    draft_path = str(FOLDER / "draft") if draft is None and is_embedded else draft
+    model = load_model(target_path, kind, where)
+    tokenizer = load_tokenizer(str(FOLDER / "tokenizer") if target is None else target)
+    draft_model = None
+    if draft_path is not None:
+        if draft is not None and has_tokenizer(draft):
+            _check_same_tokens(tokenizer, load_tokenizer(draft), draft)
+        draft_model = load_model(draft_path, model.dtype, where)
+    names = (target or EMBEDDED, EMBEDDED if draft is None and is_embedded else draft)
+    return Models(model, tokenizer, draft_model, *names)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"expected a device this machine has, got {name!r}; try cpu") from error
+    return torch.device(name)
+
+
+def _check_same_tokens(tokenizer: Any, other: Any, draft: str) -> None:
+    """Raises unless the draft model's tokens are the target's: equal ids must mean equal text."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    different = sum(ours.get(token) != index for token, index in theirs.items())
+    if different:
+        raise ValueError(
+            f"expected a draft model with the target's {len(ours)} tokens, got {different} others of {len(theirs)} in "
+            f"{draft!r}; use a draft model of the same family"
+        )

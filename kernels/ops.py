@@ -1,0 +1,35 @@
+"""The ops the toolkit calls: checks its arguments and picks the body, `SPECDEC_KERNELS=reference|triton`."""
+
+import os
+
+from torch import Tensor
+
+from . import reference
+from .rows import PackedRows, Scoring
+
+
+def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    """Four random 32-bit words per counter, [*shape, 4] int64; see `reference.philox`."""
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"expected a seed of 64 bits, got {seed}; pass an int from 0 to 2**64 - 1")
+    return reference.philox(seed, c0, c1, c2, c3)
+
+
+def tree_attention(
+    query: Tensor,  # [1, heads, T, k_dim]
+    keys: Tensor,  # [num_slots, kv_heads, k_dim]
+    values: Tensor,  # [num_slots, kv_heads, v_dim]
+    rows: PackedRows,
+    scoring: Scoring,
+    sinks: Tensor | None = None,  # [heads]
+) -> Tensor:  # [1, T, heads, v_dim]
+    """Attention of each packed row over its request's prefix and its own ancestors; see `reference.tree_attention`."""
+    body = os.environ.get("SPECDEC_KERNELS", "reference")
+    if body != "reference":
+        raise ValueError(f"expected SPECDEC_KERNELS=reference, got {body!r}; this version has no other kernels")
+    if query.shape[2] != rows.num_rows or query.shape[1] % keys.shape[1] or query.shape[3] != keys.shape[2]:
+        raise ValueError(
+            f"expected queries [1, multiple of {keys.shape[1]}, {rows.num_rows}, {keys.shape[2]}], "
+            f"got {list(query.shape)}; rows and pool are of another forward or layer"
+        )
+    return reference.tree_attention(query, keys, values, rows, scoring, sinks)

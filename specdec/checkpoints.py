@@ -1,0 +1,80 @@
+"""Models and tokenizers from a folder or the hub: safetensors only, every weight accounted for, no code of theirs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+MAX_NAMES = 3  # weights named in an error
+
+
+def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The causal LM of a folder or hub id, in evaluation mode.
+
+    Args:
+        path: what `from_pretrained` takes.
+        dtype: "auto" for the one the checkpoint was saved in.
+        device: where to put it.
+
+    Raises:
+        ValueError: no safetensors, an unknown architecture, or weights that are missing, surplus or of another shape.
+            transformers would fill them with noise or drop them, and the text would be wrong without a word.
+    """
+    _check_folder(path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"expected a causal LM with safetensors, got {path!r}: {_first_line(error)}; pass a folder or hub id"
+        ) from error
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
+        if names:
+            listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+            raise ValueError(
+                f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} ({listed}); "
+                "save the model again with save_pretrained, or correct its config.json"
+            )
+    moved: PreTrainedModel = model.to(device)
+    return moved.eval()
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    _check_folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"expected a tokenizer, got {path!r}: {_first_line(error)}; save the model's tokenizer beside it"
+        ) from error
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether a local folder holds a tokenizer of its own; a hub id is taken to do so."""
+    folder = Path(path)
+    return not folder.is_dir() or any(folder.glob("tokenizer*"))
+
+
+def _check_folder(path: str) -> None:
+    """Raises for what can only be meant as a folder and is none, before the hub is asked for it."""
+    meant_as_folder = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file()
+    if meant_as_folder and not Path(path).is_dir():
+        raise ValueError(f"expected a model folder or hub id, got {path!r}; there is no such folder")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,324 @@
+"""The loop: propose -> score -> verify -> commit, for one request or many. Read `Engine.rounds` first."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .cache import CacheFull, PagedKVCache, PageTable
+from .events import Round, Seconds, Step
+from .protocols import Drafter, Noise, RequestView, Verifier
+from .sampling import Context, Sampler
+from .stopping import Stopping
+from .target import Chunk, PagedModel, Scores
+from .tree import TokenTree
+from .types import Draft, TargetRows, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to continue, and how."""
+
+    tokens: Sequence[int]  # the prompt, at least one token
+    sampler: Sampler
+    stopping: Stopping
+    noise: Noise
+    row: int = 0  # row of the caller's batch, for processors that depend on it
+    padding: Sequence[int] = ()  # left padding that processors and criteria see before the prompt
+    table: PageTable | None = None  # pages that hold a first part of the prompt already
+
+
+class _Live:
+    """A request being generated. `table.length == len(tokens) - 1`, once its prompt is in the cache."""
+
+    __slots__ = ("features", "rank", "request", "table", "tokens", "view")
+
+    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable) -> None:
+        self.rank, self.request, self.tokens, self.table = rank, request, tokens, table
+        self.features: Tensor | None = None
+        prompt_length = len(request.tokens)
+        self.view = RequestView(
+            rank, tokens, prompt_length, table, request.sampler, request.padding, request.row
+        )
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.table.length == len(self.tokens) - 1 and len(self.tokens) > len(self.request.tokens)
+
+    @property
+    def missing(self) -> int:
+        """Committed tokens before the pending one that are not in the cache."""
+        return len(self.tokens) - 1 - self.table.length
+
+
+class Engine:
+    """Runs requests to their end, a round at a time.
+
+    A request's first round is plain: its prompt and its first token are one forward pass, so speculation never delays
+    the first token. When pages run out, the youngest request is preempted and computed again later, to the same text.
+
+    Args:
+        target: the model whose text is wanted.
+        drafter: who proposes; None for plain decoding, which is the same loop with the empty draft.
+        verifier: the rule.
+        cache: pages shared by target and drafter.
+        max_batch_size: requests in one forward pass; None for all.
+        max_prefill_tokens: longest piece of prompts in one forward pass.
+        keep_scores, keep_logits: whether steps carry the rows their tokens came from.
+        keep_tables: whether pages of finished requests stay, in `tables`, until the engine is closed.
+    """
+
+    def __init__(
+        self,
+        target: PagedModel,
+        drafter: Drafter | None,
+        verifier: Verifier,
+        cache: PagedKVCache,
+        *,
+        max_batch_size: int | None = None,
+        max_prefill_tokens: int = 2048,
+        keep_scores: bool = False,
+        keep_logits: bool = False,
+        keep_tables: bool = False,
+    ) -> None:
+        self.target, self.drafter, self.verifier, self.cache = target, drafter, verifier, cache
+        self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
+        self.keep_scores, self.keep_logits, self.keep_tables = keep_scores, keep_logits, keep_tables
+        self.tables: dict[int, PageTable] = {}  # of finished requests, if kept
+        self._waiting: deque[tuple[int, Request, list[int]]] = deque()
+        self._live: list[_Live] = []
+
+    def rounds(self, requests: Iterable[Request]) -> Iterator[Round]:
+        """Rounds until every request has finished; request ids count from 0 in the order given.
+
+        Whatever happens, also when the iterator is dropped, all pages are returned.
+        """
+        self._waiting.extend((rank, request, list(request.tokens)) for rank, request in enumerate(requests))
+        if self.drafter is not None:
+            self.drafter.open(self.cache)
+        try:
+            while self._waiting or self._live:
+                clock = _Clock()
+                self._admit()
+                clock.lap("cache")
+                drafts = self._with_room(self._propose)
+                clock.lap("draft")
+                chunks = [_chunk(live, draft.tree, live.missing) for live, draft in zip(self._live, drafts, strict=True)]
+                clock.lap("cache")
+                raw = self.target.score(self.cache, chunks)
+                clock.lap("score")
+                scores = self._finalize(raw.logits, drafts)
+                verdicts = self._verify(scores, drafts)
+                clock.lap("rule")
+                is_prefill = any(not live.is_prefilled for live in self._live)
+                steps = self._emit(drafts, verdicts, scores, raw.logits)
+                clock.lap("host")
+                self._commit(drafts, verdicts, steps, raw)
+                clock.lap("cache")
+                num_rows = sum(len(chunk.tree) - chunk.first for chunk in chunks)
+                yield Round(tuple(steps), clock.seconds(), num_rows, is_prefill)
+        finally:
+            self._stop()
+
+    def close(self) -> None:
+        """Returns the pages of finished requests that were kept."""
+        for table in self.tables.values():
+            self.cache.close(table)
+        self.tables.clear()
+
+    # ---- admission and preemption
+
+    def _admit(self) -> None:
+        """Opens waiting requests while there is room; equal prompts wait for the first of them and share its pages."""
+        limit = self.max_batch_size or len(self._waiting) + len(self._live)
+        budget = self.max_prefill_tokens
+        for _ in range(len(self._waiting)):
+            if len(self._live) >= limit or budget <= 0:
+                return
+            rank, request, tokens = self._waiting.popleft()
+            twin = next((live for live in self._live if live.tokens[: len(request.tokens)] == list(request.tokens)), None)
+            if twin is not None and not twin.is_prefilled:
+                self._waiting.append((rank, request, tokens))  # its pages are there next round
+                continue
+            live = _Live(rank, request, tokens, self._open(request, tokens, twin))
+            self._live.append(live)
+            budget -= live.missing
+
+    def _open(self, request: Request, tokens: list[int], twin: _Live | None) -> PageTable:
+        if request.table is not None:
+            return self.cache.fork(request.table)
+        if twin is None:
+            return self.cache.open(tokens)
+        table = self.cache.fork(twin.table)
+        self.cache.truncate(table, len(request.tokens) - 1)
+        return table
+
+    def _with_room(self, action: Callable[[], list[Draft]]) -> list[Draft]:
+        """The action's result; preempts the youngest request and tries again when pages run out."""
+        while True:
+            try:
+                return action()
+            except CacheFull:
+                if len(self._live) == 1:
+                    raise
+                youngest = max(self._live, key=lambda live: live.rank)
+                self._live.remove(youngest)
+                self._forget([youngest])
+                self._waiting.appendleft((youngest.rank, youngest.request, youngest.tokens))
+
+    def _forget(self, ended: Sequence[_Live]) -> None:
+        for live in ended:
+            self.cache.close(live.table)
+            live.request.sampler.forget(live.request.row)
+        if self.drafter is not None:
+            self.drafter.close([live.rank for live in ended])
+
+    def _stop(self) -> None:
+        live, self._live = self._live, []
+        self._waiting.clear()
+        self._forget(live)
+
+    # ---- the four verbs
+
+    def _propose(self) -> list[Draft]:
+        """A draft per live request, with pages for it; prompts that are long are run up to their last piece."""
+        for live in self._live:
+            self._prefill(live)
+        drafts = [Draft.empty(live.tokens[-1]) for live in self._live]
+        ready = [index for index, live in enumerate(self._live) if live.is_prefilled]
+        if self.drafter is not None and ready:
+            views = [self._view(self._live[index]) for index in ready]
+            budgets = [self._budget(self._live[index]) for index in ready]
+            noises = [self._live[index].request.noise for index in ready]
+            for index, draft in zip(ready, self.drafter.propose(views, budgets, noises), strict=True):
+                drafts[index] = draft
+        for live, draft in zip(self._live, drafts, strict=True):
+            self.cache.stage(live.table, live.missing + len(draft))
+        return drafts
+
+    def _prefill(self, live: _Live) -> None:
+        while live.missing >= self.max_prefill_tokens:
+            piece = TokenTree.chain(live.tokens[live.table.length :][: self.max_prefill_tokens])
+            self.cache.stage(live.table, len(piece))
+            self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
+            self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens.tolist())
+
+    def _view(self, live: _Live) -> RequestView:
+        return live.view if live.features is None else replace(live.view, features=live.features)
+
+    def _budget(self, live: _Live) -> int:
+        """Deepest useful draft: one token of the round is the target's own."""
+        room = live.request.stopping.room(len(live.request.padding) + len(live.tokens)) - 1
+        return max(0, min(room, self.target.max_positions - len(live.tokens)))
+
+    def _finalize(self, logits: Tensor, drafts: Sequence[Draft]) -> Tensor:  # [sum of nodes, vocab]
+        contexts = [
+            Context([*live.request.padding, *live.tokens], draft.tree, live.request.row)
+            for live, draft in zip(self._live, drafts, strict=True)
+        ]
+        samplers = [live.request.sampler for live in self._live]
+        if all(sampler is samplers[0] for sampler in samplers):
+            return samplers[0].scores(logits, contexts)
+        parts, first = [], 0
+        for sampler, group in groupby(zip(samplers, contexts, strict=True), key=lambda pair: pair[0]):
+            members = [context for _, context in group]
+            count = sum(len(context.tree) for context in members)
+            parts.append(sampler.scores(logits[first : first + count], members))
+            first += count
+        return torch.cat(parts)
+
+    def _verify(self, scores: Tensor, drafts: Sequence[Draft]) -> list[Verdict]:
+        verdicts, first = [], 0
+        for live, draft in zip(self._live, drafts, strict=True):
+            rows = TargetRows(
+                scores[first : first + len(draft)],
+                start=len(live.tokens),
+                depths=draft.tree.depths(),
+                is_greedy=not live.request.sampler.do_sample,
+            )
+            verdicts.append(self.verifier.verify(draft, rows, live.request.noise))
+            first += len(draft)
+        return verdicts
+
+    def _emit(
+        self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], scores: Tensor, logits: Tensor
+    ) -> list[Step]:
+        """What is emitted: each accepted run, cut where a stop rule says."""
+        steps, first = [], 0
+        for live, draft, verdict in zip(self._live, drafts, verdicts, strict=True):
+            tokens = draft.tree.tokens.tolist()
+            run = [*(tokens[node] for node in verdict.path), verdict.next_token]
+            rows = [first + node for node in (0, *verdict.path)]
+            kept = scores[rows] if self.keep_scores else None  # [len(run), vocab]
+            seen = [*live.request.padding, *live.tokens]
+            count, reason = live.request.stopping.cut(seen, run, kept)
+            steps.append(
+                Step(
+                    request_id=live.rank,
+                    tokens=tuple(run[:count]),
+                    num_accepted=min(len(verdict.path), count),
+                    num_drafted=max(draft.tree.depths()),
+                    num_nodes=len(draft) - 1,
+                    num_wasted=len(run) - count,
+                    source=draft.source,
+                    finish_reason=reason,
+                    scores=None if kept is None else kept[:count],
+                    logits=logits[rows[:count]].float() if self.keep_logits else None,
+                )
+            )
+            first += len(draft)
+        return steps
+
+    def _commit(
+        self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], steps: Sequence[Step], raw: Scores
+    ) -> None:
+        """Keeps the rows of what was emitted, its last token excepted: that one is pending."""
+        ended, first = [], 0
+        for live, draft, verdict, step in zip(list(self._live), drafts, verdicts, steps, strict=True):
+            missing = live.missing
+            path = verdict.path[: len(step.tokens) - 1]
+            kept = [*range(1, missing + 1), *(missing + node for node in path)]
+            live.tokens.extend(step.tokens)
+            self.cache.commit(live.table, kept, live.tokens[live.table.length : -1])
+            if raw.features is not None:
+                live.features = raw.features[[first + node for node in (0, *path)]]
+            first += len(draft)
+            if step.finish_reason is not None:
+                ended.append(live)
+        for live in ended:
+            self._live.remove(live)
+            if self.keep_tables:
+                self.tables[live.rank] = self.cache.fork(live.table)
+        if ended:
+            self._forget(ended)
+
+
+def _chunk(live: _Live, tree: TokenTree, missing: int) -> Chunk:
+    """The rows to run: committed tokens that are not in the cache yet, then the tree."""
+    if missing:
+        before = live.tokens[live.table.length : -1]
+        parents = [*range(-1, missing), *(missing + parent for parent in tree.parents.tolist()[1:])]
+        tree = TokenTree.of([*before, *tree.tokens.tolist()], parents)
+    return Chunk(live.table, live.table.length, tree, num_logits=len(tree) - missing)
+
+
+class _Clock:
+    """Sums seconds under the names of `Seconds`."""
+
+    __slots__ = ("_last", "_spent")
+
+    def __init__(self) -> None:
+        self._spent = {"draft": 0.0, "score": 0.0, "rule": 0.0, "cache": 0.0, "host": 0.0}
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = perf_counter()
+        self._spent[name] += now - self._last
+        self._last = now
+
+    def seconds(self) -> Seconds:
+        return Seconds(**self._spent)

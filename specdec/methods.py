@@ -1,0 +1,147 @@
+"""The only table of names: drafters, rules, and which rule goes with which drafter."""
+
+import difflib
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .draft_models.draft_model import DraftModel
+from .draft_models.ngram import NGram
+from .draft_models.replay import Replay
+from .protocols import Drafter, Verifier
+from .target import PagedModel
+from .types import Exactness
+from .verifiers.block import Block
+from .verifiers.greedy import Greedy
+from .verifiers.rejection import Rejection
+from .verifiers.sample_and_match import SampleAndMatch
+
+DRAFTERS: dict[str, Callable[..., Drafter]] = {"ngram": NGram, "draft_model": DraftModel, "replay": Replay}
+VERIFIERS: dict[str, Callable[[], Verifier]] = {
+    "greedy": Greedy,
+    "sample_and_match": SampleAndMatch,
+    "rejection": Rejection,
+    "block": Block,
+}
+# Spellings of transformers -> ours, which are vLLM's.
+OPTION_ALIASES = {
+    "assistant_model": "model",
+    "num_assistant_tokens": "num_speculative_tokens",
+    "prompt_lookup_num_tokens": "num_speculative_tokens",
+    "max_matching_ngram_size": "prompt_lookup_max",
+    "assistant_confidence_threshold": "confidence_threshold",
+}
+# One wrapper per model, so that the self-check runs once; entries vanish with their model.
+_paged: "weakref.WeakKeyDictionary[PreTrainedModel, PagedModel]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A drafter and the rule that verifies it."""
+
+    drafter: Drafter | None  # None: plain decoding
+    verifier: Verifier
+
+    @property
+    def name(self) -> str:
+        return "none" if self.drafter is None else self.drafter.name
+
+    @property
+    def level(self) -> Exactness:
+        return self.verifier.level
+
+
+def paged(model: PreTrainedModel) -> PagedModel:
+    """The target of this model, checked once in the model's life."""
+    if model not in _paged:
+        _paged[model] = PagedModel(model)
+    return _paged[model]
+
+
+def method_of(drafter: Any, verifier: Any, target: PagedModel, do_sample: bool) -> Method:
+    """The method that these names, mappings or objects describe.
+
+    Raises:
+        ValueError: unknown name or option, or a rule that does not go with the drafter or the way of sampling.
+    """
+    built = build_drafter(drafter, target)
+    needs = None if built is None else built.needs
+    if verifier == "auto":
+        verifier = _fitting_rule(built, do_sample)
+    rule = VERIFIERS[_known(verifier, VERIFIERS, "rule")]() if isinstance(verifier, str) else verifier
+    if rule.level is Exactness.GREEDY_IDENTICAL and do_sample:
+        raise ValueError(f"expected do_sample=False with the rule {rule.name!r}, got True; use verifier='auto'")
+    if rule.chain_only and needs is not None and needs.tree:
+        raise ValueError(f"expected a drafter of chains with the rule {rule.name!r}, got trees; use 'rejection'")
+    return Method(built, rule)
+
+
+def build_drafter(spec: Any, target: PagedModel) -> Drafter | None:
+    """The drafter of a name, a mapping like vLLM's `speculative_config`, a model, or itself."""
+    if spec is None or spec == "none":
+        return None
+    if isinstance(spec, str):
+        spec = {"method": spec}
+    if isinstance(spec, PreTrainedModel):
+        spec = {"method": "draft_model", "model": spec}
+    if not isinstance(spec, Mapping):
+        if not hasattr(spec, "propose"):
+            raise ValueError(f"expected a drafter as name, mapping, model or Drafter, got {type(spec).__name__}")
+        built: Drafter = spec
+    else:
+        built = _from_mapping(spec, target)
+    check = getattr(built, "check", None)
+    if check is not None:
+        check(target)
+    return built
+
+
+def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
+    options = {OPTION_ALIASES.get(name, name): value for name, value in spec.items() if name != "method"}
+    if len(options) != len(spec) - ("method" in spec):
+        raise ValueError(f"expected each option once, got {sorted(spec)}; drop one of the spellings")
+    method = spec.get("method", "draft_model" if "model" in options else None)
+    if method is None:
+        raise ValueError(f"expected 'method' in the mapping, got {sorted(spec)}; one of {', '.join(DRAFTERS)}")
+    factory = DRAFTERS[_known(method, DRAFTERS, "drafter")]
+    parameters = inspect.signature(factory).parameters
+    for name in options:
+        _known(name, parameters, f"option of {method}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)} for the drafter {method!r}, got {sorted(options)}; add it")
+    if isinstance(options.get("model"), str):
+        options["model"] = load_model(options["model"], target.dtype, target.device)
+    return factory(**options)
+
+
+def load_model(path: str, dtype: Any, device: Any) -> PreTrainedModel:
+    """A causal LM from a folder or hub id: safetensors only, no code from the repository."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"expected a model folder or hub id with safetensors, got {path!r}: {reason}") from error
+    moved: PreTrainedModel = model.to(device)
+    return moved.eval()
+
+
+def _fitting_rule(drafter: Drafter | None, do_sample: bool) -> str:
+    if not do_sample:
+        return "greedy"
+    if drafter is None or not drafter.needs.sampled:
+        return "sample_and_match"
+    return "rejection" if drafter.needs.tree else "block"
+
+
+def _known(name: str, table: Mapping[str, Any], what: str) -> str:
+    """The name, if the table has it."""
+    if name in table:
+        return name
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(table)}"
+    raise ValueError(f"expected a known {what}, got {name!r}; {hint}")

@@ -1,0 +1,100 @@
+"""The seams: what a drafter, a rule, a target and a source of randomness must offer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from .cache import PagedKVCache, PageTable
+from .sampling import Sampler
+from .types import Draft, Exactness, TargetRows, Verdict
+
+
+class Noise(Protocol):
+    """All randomness of one request, as pure functions of a seed and a key (algorithms.md 3.3).
+
+    The four roles are disjoint streams. `start` is the number of committed tokens at the beginning of the round; it
+    strictly grows, so keys of different rounds never meet. `node` is the index of the parent node, on a chain its depth.
+    """
+
+    def target_tokens(self, scores: Tensor, positions: Sequence[int]) -> Sequence[int]:
+        """The target's own draw from softmax of each row, `scores` [n, vocab]; depends on seed and position only."""
+        ...
+
+    def coupled_tokens(self, scores: Tensor, position: int, count: int) -> list[int]:
+        """Tokens a drafter draws from softmax(`scores` [vocab]) with the target's own noise, best first: a sample
+        without replacement, of which the first is an exact draw (Daliri et al. 2408.07978)."""
+        ...
+
+    def draft_token(self, probs: Tensor, start: int, node: int, draw: int) -> int:
+        """Draw number `draw` below `node` from `probs` [vocab], which need not be normalised."""
+        ...
+
+    def accept(self, ratio: float, start: int, node: int, draw: int) -> bool:
+        """True with probability min(1, ratio): u < ratio, strictly."""
+        ...
+
+    def residual_token(self, probs: Tensor, start: int) -> int:
+        """The correction or bonus of a rule that uses q, from `probs` [vocab], which need not be normalised."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterNeeds:
+    """What the engine must provide for a drafter."""
+
+    feature_layers: tuple[int, ...] = ()  # target layers whose outputs it reads, 0 = first layer's output
+    noise: bool = False  # couples its draws to the target's noise
+    pool: bool = False  # keeps K/V in the shared cache
+    tree: bool = False  # may propose trees, not only chains
+    sampled: bool = False  # proposes drawn tokens and says from what
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """What a drafter may see of a request. Reading only."""
+
+    request_id: int
+    tokens: Sequence[int]  # committed; the last one is pending
+    prompt_length: int
+    table: PageTable  # table.length == len(tokens) - 1
+    sampler: Sampler  # turns logits into the distribution this request samples from
+    padding: Sequence[int] = ()  # left padding that processors see before `tokens`
+    row: int = 0  # row of the caller's batch, for processors that depend on it
+    features: Tensor | None = None  # [rows since the last proposal, num_layers * hidden]
+
+
+class Drafter(Protocol):
+    """Proposes tokens. Batched over live requests; owns no tokens and repairs its own state by common prefix.
+
+    A drafter must not look at the target's noise unless `needs.noise`, and its proposals must be a function of the
+    views, so that a preempted request is drafted for again without harm.
+    """
+
+    name: str
+    needs: DrafterNeeds
+
+    def open(self, cache: PagedKVCache) -> None:
+        """A run begins; pools are added to `cache` here."""
+        ...
+
+    def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
+        """One draft per view, its root the pending token and its depth at most the budget (0: the empty draft)."""
+        ...
+
+    def close(self, request_ids: Sequence[int]) -> None:
+        """These requests ended; forget them."""
+        ...
+
+
+class Verifier(Protocol):
+    """Decides which drafted tokens stand. A pure function of its arguments, written for one request."""
+
+    name: ClassVar[str]
+    level: ClassVar[Exactness]
+    chain_only: ClassVar[bool]
+
+    def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
+        """The accepted path and the token after it."""
+        ...

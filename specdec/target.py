@@ -1,0 +1,202 @@
+"""A Hugging Face decoder, unpatched, that keeps its K and V in our cache and scores trees of many requests at once."""
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from . import selfcheck
+from .attention import NAME, AttentionStep, Call, LayerPlan
+from .cache import PagedKVCache
+from .chunk import Chunk, Scores, pack
+
+__all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
+
+# What configs call the longest context.
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
+
+
+class PagedModel:
+    """A decoder whose K and V live in one pool of a `PagedKVCache`.
+
+    The model is left as it is found: its weights, hooks, training modes and attention implementation. Hooks for
+    `feature_layers` stay until `close`, or the end of a `with` block.
+
+    Args:
+        model: a decoder of transformers whose attention goes through its attention interface.
+        pool: the name of the pool.
+        feature_layers: layers whose outputs `score` also returns; 0 is the first.
+        check: whether to compare a short tree with plain forward passes before the model is used.
+
+    Raises:
+        ValueError: the model cannot be run this way; the message says why.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from specdec.tree import TokenTree
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> model, cache = PagedModel(LlamaForCausalLM(config)), PagedKVCache()
+        >>> table = cache.open()
+        >>> tree = TokenTree.of([5, 7, 9], [-1, 0, 0])  # two guesses at what follows token 5
+        >>> cache.stage(table, len(tree))
+        >>> model.score(cache, [Chunk(table, 0, tree, num_logits=3)]).logits.shape
+        torch.Size([3, 32])
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pool: str = "target",
+        feature_layers: Sequence[int] = (),
+        check: bool = True,
+    ) -> None:
+        selfcheck.require_supported(model)
+        self.model, self.pool_name, self.feature_layers = model, pool, tuple(feature_layers)
+        config = model.config.get_text_config(decoder=True)
+        self.max_positions: int = next((n for n in (getattr(config, k, None) for k in CONTEXT_NAMES) if n), sys.maxsize)
+        head = model.get_output_embeddings()
+        self.vocab_size: int = getattr(head, "out_features", None) or config.vocab_size  # width of the logits
+        self._embeddings = model.get_input_embeddings()
+        self._modules = list(model.modules())
+        self._configs = _attention_configs(self._modules)
+        parameters = inspect.signature(type(model).forward).parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+        self._takes_step = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._plans: dict[Call, LayerPlan] = {}
+        self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
+        self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
+        if check:
+            try:
+                self.vocab_size = selfcheck.compare(self.plain, self.score, model, pool)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        hook = getattr(self._embeddings, "_hf_hook", None)  # accelerate: weights may be elsewhere until they are used
+        device = getattr(hook, "execution_device", None)
+        return next(self._embeddings.parameters()).device if device is None else torch.device(device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in."""
+        return self.model.dtype
+
+    @property
+    def layer_keys(self) -> list[int]:
+        """The keys of this model's layers in its pool, in the order they run; layers that share K and V count once."""
+        return [plan.key for plan in self._plans.values() if plan.is_writer]
+
+    def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
+        """Logits and features after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
+        device = self.device
+        packed = pack(cache, chunks, device)
+        step = AttentionStep(cache.pool(self.pool_name), packed, self._plans or {})
+        options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
+        if self._keeps_logits:
+            options["logits_to_keep"] = packed.keep
+        with self._borrowed(step) as taps:
+            output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
+        self._plans = step.plans
+        if not self._plans:
+            raise selfcheck.refusal(self.model, "its attention does not go through that interface")
+        for chunk in chunks:
+            chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
+        logits = _logits_of(output)[0]
+        if not self._keeps_logits:
+            logits = _kept(logits, packed.keep)
+        features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
+        if not packed.num_logits:
+            logits, features = logits[:0], [feature[:0] for feature in features]
+        return Scores(logits, torch.cat(features, -1) if features else None)
+
+    def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
+        """Logits of an ordinary forward pass without a cache, by the model's own attention."""
+        with self._borrowed(None):
+            return _logits_of(self.model(input_ids=tokens.to(self.device), use_cache=False))
+
+    def close(self) -> None:
+        """Takes the hooks off the model. It can still score, without features."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self.feature_layers = [], ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _borrowed(self, step: AttentionStep | None) -> Iterator[dict[int, Tensor]]:
+        """While inside, the model infers, with our attention if there is a step; yields what tapped layers put out."""
+        training = [module for module in self._modules if module.training]
+        found = [config._attn_implementation_internal for config in self._configs]
+        taps: dict[int, Tensor] = {}
+        self._taps = taps
+        try:
+            for module in training:
+                module.training = False
+            with torch.no_grad():
+                if step is None:
+                    yield taps
+                    return
+                for config in self._configs:
+                    config._attn_implementation_internal = NAME
+                with step.as_current():
+                    yield taps
+        finally:
+            self._taps = None
+            for config, name in zip(self._configs, found, strict=True):
+                config._attn_implementation_internal = name
+            for module in training:
+                module.training = True
+
+    def _tap(self, layer: int) -> RemovableHandle:
+        """A hook that keeps the output of a layer during our forward passes."""
+        layers = _decoder_layers(self.model)
+        if not 0 <= layer < len(layers):
+            raise ValueError(f"expected feature_layers from 0 to {len(layers) - 1}, got {layer}; 0 is the first layer")
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._taps is not None:
+                self._taps[layer] = output[0] if isinstance(output, tuple) else output
+
+        return layers[layer].register_forward_hook(keep)
+
+
+def _attention_configs(modules: Sequence[nn.Module]) -> list[Any]:
+    """Every config that names an attention implementation, once."""
+    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
+    return [config for config in configs.values() if hasattr(config, "_attn_implementation_internal")]
+
+
+def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    layers = next(lists, None)
+    if layers is None:
+        raise ValueError(f"expected a list of {count} layers in the model, got none; use a drafter without features")
+    return layers
+
+
+def _logits_of(output: Any) -> Tensor:  # [b, t, vocab]
+    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
+    return logits
+
+
+def _kept(rows: Tensor, keep: Tensor | int) -> Tensor:  # [T, ...] -> [R, ...]
+    """What `logits_to_keep` means."""
+    return rows[-keep:] if isinstance(keep, int) else rows.index_select(0, keep.to(rows.device))

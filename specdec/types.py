@@ -1,0 +1,85 @@
+"""The values that pass between drafter, target, verifier and engine."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from .tree import TokenTree
+
+
+class Exactness(Enum):
+    """What a rule promises about the text, weakest promise last (algorithms.md, section 0)."""
+
+    PATHWISE = "same seed, same text as plain sampling"  # E2
+    DISTRIBUTION = "same distribution as plain sampling"  # E1
+    GREEDY_IDENTICAL = "same text as plain greedy decoding"  # E0
+    LOSSY = "changes the distribution"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a drafter proposes for one request; a tree of one node is the empty draft.
+
+    A node is *sampled* if it was drawn from its parent's row of `probs`, with the siblings drawn before it removed and
+    the rest renormalised, and *chosen* otherwise. The row must be, bit for bit, what the token was drawn from.
+    """
+
+    tree: TokenTree
+    sampled: Tensor  # [n] bool; False for the pending token
+    probs: Tensor | None = None  # [n, vocab] float32; None if nothing was sampled
+    scores: Tensor | None = None  # [n] float32: log of the estimated probability that the path to the node is accepted
+    source: str = ""  # name of the drafter, for people and events
+
+    @classmethod
+    def chosen(cls, tree: TokenTree, source: str = "", scores: Tensor | None = None) -> "Draft":
+        """A draft whose nodes claim no probability."""
+        return cls(tree, torch.zeros(len(tree), dtype=torch.bool), scores=scores, source=source)
+
+    @classmethod
+    def empty(cls, pending: int, source: str = "") -> "Draft":
+        """No proposal: plain decoding."""
+        return cls.chosen(TokenTree.chain([pending]), source)
+
+    def __len__(self) -> int:
+        return len(self.tree)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRows:
+    """What the target says after each node of one request's tree.
+
+    `scores` are final: every logits processor and warper was applied with the node's own prefix. For a sampling
+    request `softmax(scores)` is the distribution plain decoding draws from; a greedy one takes the argmax, the lowest
+    token id winning ties.
+    """
+
+    scores: Tensor  # [n, vocab] float32 (float64 in tests)
+    start: int  # number of committed tokens: the token after node v has position start + depth(v)
+    depths: list[int]  # [n]
+    is_greedy: bool
+
+    @property
+    def probs(self) -> Tensor:  # [n, vocab]
+        """The final target distribution of every row; one-hot for a greedy request."""
+        if self.is_greedy:
+            return torch.nn.functional.one_hot(self.scores.argmax(-1), self.scores.shape[-1]).to(self.scores.dtype)
+        return self.scores.softmax(-1)
+
+    @property
+    def positions(self) -> list[int]:  # [n]
+        """Absolute position of the token that follows each node."""
+        return [self.start + depth for depth in self.depths]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a rule decided: the accepted path and the token after it."""
+
+    path: list[int]  # accepted nodes from the root's child down; the pending token excluded
+    next_token: int  # correction or bonus: the new pending token
+
+    @property
+    def num_accepted(self) -> int:
+        return len(self.path)

@@ -1,0 +1,167 @@
+"""After any exception, cancelled stream or full cache: pages balance, and the model is as it was found."""
+
+import pytest
+import torch
+
+import specdec
+from specdec.cache import CacheFull, PagedKVCache
+from specdec.draft_models.draft_model import DraftModel
+from specdec.draft_models.ngram import NGram
+from specdec.engine import Engine, Request
+from specdec.noise import PhiloxNoise
+from specdec.sampling import Sampler
+from specdec.stopping import Stopping
+from specdec.target import PagedModel
+from specdec.verifiers.sample_and_match import SampleAndMatch
+from tests.toys.models import tiny_model
+
+
+def state_of(model) -> tuple:
+    """Everything about a model that a careless tool might change."""
+    return (
+        model.training,
+        model.dtype,
+        model.config._attn_implementation,
+        [module.training for module in model.modules()],
+        [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        sorted(vars(model)),
+        torch.is_grad_enabled(),
+    )
+
+
+def requests(lengths: list[int], new_tokens: int, do_sample: bool = False) -> list[Request]:
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 150, (length,), generator=generator).tolist() for length in lengths]
+    sampler = Sampler(do_sample=do_sample)
+    return [
+        Request(prompt, sampler, Stopping(max_length=len(prompt) + new_tokens), PhiloxNoise(row), row=row)
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def texts_of(rounds) -> dict[int, list[int]]:
+    texts: dict[int, list[int]] = {}
+    for event in rounds:
+        for step in event.steps:
+            texts.setdefault(step.request_id, []).extend(step.tokens)
+    return texts
+
+
+def assert_balanced(cache: PagedKVCache) -> None:
+    cache.check()
+    assert cache.num_free_pages == cache.num_pages
+
+
+class Failing:
+    """A part that raises at its n-th call."""
+
+    def __init__(self, part, method: str, call: int) -> None:
+        self.part, self.method, self.left = part, method, call
+
+    def __getattr__(self, name):
+        value = getattr(self.part, name)
+        return self._count(value) if name == self.method else value
+
+    def _count(self, call):
+        def wrapped(*args, **kwargs):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("planted")
+            return call(*args, **kwargs)
+
+        return wrapped
+
+
+@pytest.mark.parametrize("call", [0, 1, 3])
+@pytest.mark.parametrize("part", ["propose", "score", "verify"])
+def test_an_exception_leaves_pages_and_model_alone(part: str, call: int) -> None:
+    model = tiny_model("llama").train()
+    before = state_of(model)
+    target, cache = PagedModel(model), PagedKVCache(page_size=4)
+    drafter, verifier = NGram(prompt_lookup_min=1), SampleAndMatch()
+    parts = {
+        "propose": (target, Failing(drafter, "propose", call), verifier),
+        "score": (Failing(target, "score", call), drafter, verifier),
+        "verify": (target, drafter, Failing(verifier, "verify", call)),
+    }
+    engine = Engine(*parts[part], cache)
+    with pytest.raises(RuntimeError, match="planted"):
+        list(engine.rounds(requests([9, 14, 5], 12)))
+    assert_balanced(cache)
+    target.close()
+    assert state_of(model) == before
+
+
+def test_an_exception_inside_the_model_leaves_it_as_it_was() -> None:
+    model = tiny_model("llama")
+    before = state_of(model)
+    target, cache = PagedModel(model), PagedKVCache(page_size=4)
+    engine = Engine(target, None, SampleAndMatch(), cache)
+    rounds = engine.rounds(requests([9], 12))
+    next(rounds)
+    planted = model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(rounds)
+    planted.remove()
+    target.close()
+    assert_balanced(cache)
+    assert state_of(model) == before
+
+
+def test_a_dropped_stream_returns_its_pages() -> None:
+    model = tiny_model("llama")
+    before = state_of(model)
+    cache = PagedKVCache(page_size=4)
+    drafter = DraftModel(tiny_model("llama", seed=1), num_speculative_tokens=3)
+    rounds = Engine(PagedModel(model), drafter, SampleAndMatch(), cache).rounds(requests([9, 6], 20))
+    next(rounds), next(rounds)
+    assert state_of(model) == before  # also between rounds: the caller may use the model
+    rounds.close()
+    assert_balanced(cache)
+    assert state_of(model) == before
+
+
+def test_a_streamer_that_raises_ends_the_call_cleanly() -> None:
+    class Broken:
+        def put(self, value):
+            if value.numel() == 1:
+                raise KeyboardInterrupt
+
+        def end(self): ...
+
+    model = tiny_model("llama")
+    before = state_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        specdec.generate(model, torch.tensor([[4, 5, 6]]), drafter="ngram", streamer=Broken(), max_new_tokens=9)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_preempted_requests_come_to_the_same_text(do_sample: bool) -> None:
+    target = PagedModel(tiny_model("llama"))
+    wanted = texts_of(
+        Engine(target, None, SampleAndMatch(), PagedKVCache(page_size=4)).rounds(requests([9, 14, 5], 20, do_sample))
+    )
+    cache = PagedKVCache(page_size=4, max_pages=14)
+    drafter = DraftModel(tiny_model("llama", seed=1), num_speculative_tokens=3)
+    got = texts_of(Engine(target, drafter, SampleAndMatch(), cache).rounds(requests([9, 14, 5], 20, do_sample)))
+    assert got == wanted
+    assert_balanced(cache)
+
+
+def test_a_request_larger_than_the_cache_is_refused_with_the_pages_wanted() -> None:
+    cache = PagedKVCache(page_size=4, max_pages=3)
+    engine = Engine(PagedModel(tiny_model("llama")), None, SampleAndMatch(), cache)
+    with pytest.raises(CacheFull, match="pages"):
+        list(engine.rounds(requests([30], 4)))
+    assert_balanced(cache)
+
+
+def test_batch_and_order_do_not_matter() -> None:
+    target = PagedModel(tiny_model("llama"))
+    together = requests([9, 14, 5, 11, 30], 12, do_sample=True)
+    engine = Engine(target, NGram(prompt_lookup_min=1), SampleAndMatch(), PagedKVCache(page_size=4), max_batch_size=2)
+    batched = texts_of(engine.rounds(together))
+    for rank, request in enumerate(requests([9, 14, 5, 11, 30], 12, do_sample=True)):
+        alone = Engine(target, None, SampleAndMatch(), PagedKVCache(), max_prefill_tokens=8).rounds([request])
+        assert texts_of(alone)[0] == batched[rank]

@@ -1,0 +1,152 @@
+"""What the draft model proposes: drawn, coupled and chosen tokens, vocabularies and options."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers.generation import RepetitionPenaltyLogitsProcessor
+
+from specdec.draft_models import draft_model
+from specdec.draft_models.draft_model import DraftModel
+from specdec.growth import static_shape
+from specdec.protocols import RequestView
+from specdec.sampling import Context, Sampler
+from specdec.tree import TokenTree
+from specdec.vocabulary import check_vocabulary
+from tests.toys.sessions import PROMPTS, Session, rows_after, sampling, tiny_model
+
+MODEL = tiny_model()
+
+
+def final_row(sampler, tokens, path, row):
+    """What the request would sample from after `path`, by the draft model."""
+    context = Context(tokens, TokenTree.chain([tokens[-1], *path]), row, first=len(path))
+    return sampler.scores(rows_after([*tokens, *path], MODEL)[-1:], [context])[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_tree_nodes": 6, "tree_width": 3}], ids=str)
+def test_drawn_rows_are_the_requests_own_final_distribution(options):
+    session = Session(DraftModel(MODEL, 4, "probabilistic", **options), sampler=sampling())
+    for index, draft in enumerate(session.propose([4, 4, 3])):
+        tokens = draft.tree.tokens
+        assert draft.sampled.tolist() == [False] + [True] * (len(draft) - 1)
+        for node, children in enumerate(draft.tree.children()):
+            if not children:
+                assert not draft.probs[node].any()
+                continue
+            path = tokens[draft.tree.path_to(node)].tolist()
+            wanted = final_row(session.sampler, session.tokens[index], path, index).softmax(-1)
+            torch.testing.assert_close(draft.probs[node], wanted)
+            start = len(session.tokens[index])
+            assert tokens[children[0]] == session.noises[index].draft_token(draft.probs[node], start, node, 0)
+
+
+def test_shape_of_a_drawn_tree_does_not_depend_on_what_is_drawn():
+    drafter = DraftModel(MODEL, 4, "probabilistic", num_tree_nodes=6, tree_width=3)
+    shape = static_shape([0.7, 0.21, 0.063], 6, 4)
+    for prompt in PROMPTS:
+        assert Session(drafter, [prompt], sampling()).propose([9])[0].tree.parents.tolist() == shape
+
+
+@pytest.mark.parametrize("num_tree_nodes", [None, 6])
+def test_coupled_drafts_of_the_target_itself_are_what_the_target_draws(num_tree_nodes):
+    session = Session(DraftModel(MODEL, 4, "coupled", num_tree_nodes), sampler=sampling())
+    for index, draft in enumerate(session.propose([4, 4, 4])):
+        said = list(session.tokens[index])
+        for place in range(len(said), len(said) + 4):
+            path = said[len(session.tokens[index]) :]
+            row = final_row(session.sampler, session.tokens[index], path, index)
+            said += session.noises[index].target_tokens(row[None], [place])
+        paths = [draft.tree.tokens[draft.tree.path_to(node)].tolist() for node in range(len(draft))]
+        if num_tree_nodes is None:
+            assert paths[-1] == said[-4:]
+        else:
+            assert said[len(session.tokens[index]) :][: max(map(len, paths))] in paths
+        assert not draft.sampled.any() and draft.probs is None
+
+
+@pytest.mark.parametrize("method", ["probabilistic", "coupled"])
+def test_greedy_requests_get_the_likeliest_tokens_whatever_the_method(method):
+    wanted = Session(DraftModel(MODEL, 4)).propose([4, 4, 4])
+    for draft, same in zip(Session(DraftModel(MODEL, 4, method)).propose([4, 4, 4]), wanted, strict=True):
+        assert torch.equal(draft.tree.tokens, same.tree.tokens) and not draft.sampled.any()
+
+
+def test_requests_that_sample_and_that_do_not_go_together():
+    drafter = DraftModel(MODEL, 3, "probabilistic")
+    alone = Session(drafter, sampler=sampling()).propose([0, 3, 0])[1]
+    session = Session(drafter)
+    views = session.views([0, 1, 2])
+    views[1] = RequestView(1, session.tokens[1], 1, session.tables[1], sampling(), row=1)
+    drafts = drafter.propose(views, [3, 3, 3], session.noises)
+    assert [bool(draft.sampled.any()) for draft in drafts] == [False, True, False]
+    assert torch.equal(drafts[1].tree.tokens, alone.tree.tokens)
+
+
+def test_draft_temperature_divides_the_final_scores():
+    session = Session(DraftModel(MODEL, 1, "probabilistic", draft_temperature=0.5), sampler=sampling())
+    (draft, *_) = session.propose([1, 0, 0])
+    wanted = (final_row(session.sampler, session.tokens[0], [], 0) / 0.5).softmax(-1)
+    torch.testing.assert_close(draft.probs[0], wanted)
+
+
+def test_padding_is_seen_by_processors_only():
+    penalised = Sampler([RepetitionPenaltyLogitsProcessor(5.0)], do_sample=True)
+    session = Session(DraftModel(MODEL, 1, "probabilistic"), [[5, 3]], penalised)
+    view = RequestView(0, [5, 3], 2, session.tables[0], penalised, padding=[11, 11])
+    (draft,) = session.drafter.propose([view], [1], session.noises)
+    wanted = penalised.scores(rows_after([5, 3], MODEL)[-1:], [Context([11, 11, 5, 3], TokenTree.chain([3]), 0)])
+    torch.testing.assert_close(draft.probs[0], wanted[0].softmax(-1))
+
+
+@pytest.mark.parametrize("target_size", [200, 204])
+@pytest.mark.parametrize("method", ["greedy", "probabilistic", "coupled"])
+def test_padded_vocabularies_are_cut_or_filled_up(target_size, method):
+    model = tiny_model(202)
+    with torch.no_grad():
+        model.lm_head.weight[200:] = model.lm_head.weight[:2] * 3  # padding that is likelier than it should be
+    drafter = DraftModel(model, 3, method)
+    drafter.check(SimpleNamespace(vocab_size=target_size))
+    (draft,) = Session(drafter, PROMPTS[:1], sampling()).propose([3])
+    assert draft.tree.tokens.max() < target_size
+    if method == "probabilistic":
+        assert draft.probs.shape == (4, target_size)
+        torch.testing.assert_close(draft.probs[:3].sum(-1), torch.ones(3))
+        assert not draft.probs[:, 202:].any()
+
+
+def test_other_vocabularies_are_refused():
+    with pytest.raises(ValueError, match="expected .* vocabulary of 4096 tokens, got 23;"):
+        DraftModel(MODEL).check(SimpleNamespace(vocab_size=4096))
+    ours, other = ({"a": 0, "b": 1}, {"a": 0, "b": 2})
+    tokenizers = [SimpleNamespace(get_vocab=lambda vocab=vocab: vocab) for vocab in (ours, ours, other)]
+    check_vocabulary(4096, 23, (tokenizers[0], tokenizers[1]))
+    with pytest.raises(ValueError, match="expected .* 2 entries differ;"):
+        check_vocabulary(23, 23, (tokenizers[0], tokenizers[2]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_speculative_tokens": 0},
+        {"num_tree_nodes": 0},
+        {"num_tree_nodes": 4, "tree_width": 0},
+        {"tree_width": 2},
+        {"draft_sample_method": "sampled"},
+        {"confidence_threshold": 1.5},
+        {"draft_temperature": 0.0, "draft_sample_method": "coupled"},
+        {"draft_temperature": 0.5},
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(ValueError, match=r"expected .* got .*"):
+        DraftModel(MODEL, **options)
+
+
+def test_needs_say_what_is_proposed():
+    needs = {method: DraftModel(MODEL, draft_sample_method=method).needs for method in draft_model.METHODS}
+    assert all(need.pool and not need.tree for need in needs.values())
+    assert [method for method, need in needs.items() if need.sampled] == ["probabilistic"]
+    assert [method for method, need in needs.items() if need.noise] == ["coupled"]
+    assert DraftModel(MODEL, num_tree_nodes=3).needs.tree
