@@ -116,7 +116,9 @@ def compare(
 
     tasks = dict.fromkeys(prompt.task for prompt in prompts)
     by_task = {task: rows([i for i, prompt in enumerate(prompts) if prompt.task == task]) for task in tasks}
-    texts = {name: models.decode(list(tokens)) for name, tokens in zip(ids, wanted, strict=True)}
+    texts = {
+        name: models.continuation(prompt, tokens) for name, prompt, tokens in zip(ids, encoded, wanted, strict=True)
+    }
     return Comparison(rows(range(len(prompts))), by_task, reference, texts)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,7 @@ from .loading import EMBEDDED, Models
 from .prompts import Prompt
 
 EXCERPT = 200  # characters of a text that are shown
-PARTS = {"draft": "draft", "score": "target", "rule": "rule", "cache": "cache", "rest": "rest"}
+PARTS = {"draft": "draft", "target": "score", "rule": "rule", "cache": "cache", "rest": None}  # shown -> measured
 RIVALS = {"draft_model": ASSISTED, "ngram": LOOKUP}  # transformers' method with the same source of drafts
 
 
@@ -64,31 +65,32 @@ def _table(comparison: Comparison, decoding: Decoding) -> Table:
     first = comparison.rows[0]
     how = f"temperature {decoding.temperature:g}" if decoding.do_sample else "greedy"
     size = f"{first.num_prompts} prompts, {first.num_tokens} new tokens"
-    table = Table(
-        title=f"{size}, {how}, {decoding.num_speculative_tokens} drafted per step",
-        caption="share of time: " + ", ".join(PARTS.values()) + " (everything else)",
-    )
-    for heading in ("method", "tokens/s", "speed-up", "95 % interval", "tokens\n/step", "accept\nrate"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for heading in PARTS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("same\ntext", justify="center")
+    table = Table(title=f"{size}, {how}, {decoding.num_speculative_tokens} drafted per step", box=SIMPLE_HEAD)
+    headings = ("tokens/s", "speed-up (95 %)", "tokens/step", "accepted", "/".join(PARTS) + " %", "same text")
+    table.add_column("method", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
     for row in comparison.rows:
         table.add_row(*_cells(row), _verdict(row), style="bold" if row.speedup.wins else "")
     return table
 
 
 def _cells(row: Row) -> Iterator[str]:
+    interval = f" ({row.speedup.low:.2f}-{row.speedup.high:.2f})" if row.speedup.low is not None else ""
     yield row.method
     yield f"{row.tokens_per_second:.1f}"
-    yield f"{row.speedup.ratio:.2f}x"
-    yield "" if row.speedup.low is None or row.method == BASELINE else f"{row.speedup.low:.2f} - {row.speedup.high:.2f}"
+    yield f"{row.speedup.ratio:.2f}x{interval if row.method != BASELINE else ''}"
     yield f"{row.tokens_per_step:.2f}"
     yield "" if row.acceptance_rate is None else f"{row.acceptance_rate:.2f}"
-    seconds = dict(row.seconds)
-    seconds["rest"] = seconds.get("host", 0.0) + seconds.get("outside", 0.0)
-    for part in PARTS:
-        yield f"{100 * seconds[part] / seconds['total']:.0f}%" if "score" in seconds else ""
+    yield "/".join(f"{100 * share:.0f}" for share in _shares(row))
+
+
+def _shares(row: Row) -> Iterator[float]:
+    """The parts of a row's time, in the order of `PARTS`; nothing if they are not known."""
+    if "score" in row.seconds:
+        rest = row.seconds["host"] + row.seconds["outside"]
+        for name in PARTS.values():
+            yield (rest if name is None else row.seconds[name]) / row.seconds["total"]
 
 
 def _verdict(row: Row) -> Text:
@@ -101,7 +103,7 @@ def _verdict(row: Row) -> Text:
 
 
 def _task_table(comparison: Comparison) -> Table:
-    table = Table(title="by task: speed-up, tokens per step, acceptance rate")
+    table = Table(title="by task: speed-up, tokens/step, accepted", box=SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     for task in comparison.by_task:
         table.add_column(task, justify="right", no_wrap=True)
@@ -117,16 +119,17 @@ def _short(row: Row) -> str:
 
 
 def _losses(comparison: Comparison) -> Iterator[str]:
-    """Where speculation does not pay, and what eats the gain."""
-    for task, rows in {"all prompts": comparison.rows, **comparison.by_task}.items():
-        for row in rows:
-            if not row.method.startswith(OURS) or row.speedup.ratio >= 1:
-                continue
-            certain = "loses" if row.speedup.loses else "does not win"
-            reason = f"{row.tokens_per_step:.2f} tokens per step"
-            if "draft" in row.seconds:
-                reason += f", {100 * row.seconds['draft'] / row.seconds['total']:.0f}% of the time spent on drafts"
-            yield f"{row.method} {certain} on {task}: {row.speedup.ratio:.2f}x ({reason})."
+    """Where a method of ours does not pay, and what eats the gain."""
+    for index, row in enumerate(comparison.rows):
+        parts = {"all prompts": row, **{task: rows[index] for task, rows in comparison.by_task.items()}}
+        lost = [f"{name} {part.speedup.ratio:.2f}x" for name, part in parts.items() if part.speedup.ratio < 1]
+        if not row.method.startswith(OURS) or not lost:
+            continue
+        reason = ""
+        if row.acceptance_rate is not None:
+            drafting = 100 * row.seconds["draft"] / row.seconds["total"]
+            reason = f": {row.tokens_per_step:.2f} tokens per step, {drafting:.0f} % of the time spent on drafts"
+        yield f"{row.method} is no faster than {BASELINE} on {', '.join(lost)}{reason}."
 
 
 def _rivals(rows: Sequence[Row]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class Decoding:
     def do_sample(self) -> bool:
         return self.temperature > 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
     def generate_kwargs(self) -> dict[str, Any]:
         """What `model.generate` is called with."""
         kwargs: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample}
@@ -79,20 +83,37 @@ def available(models: Models, decoding: Decoding) -> dict[str, dict[str, Any] | 
     table: dict[str, dict[str, Any] | None] = {BASELINE: None, ASSISTED: None, LOOKUP: None, PLAIN: None}
     if models.draft is None:
         del table[ASSISTED]
+    given = set() if models.draft is None else {"model"}
     for name, spec in {**{name: {"method": name} for name in DRAFTERS}, **VARIANTS}.items():
-        parameters = inspect.signature(DRAFTERS[spec["method"]]).parameters
-        required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
-        if not required <= ({"model"} if models.draft is not None else set()):
-            continue
-        if name in ONLY_SAMPLING and not decoding.do_sample:
-            continue
-        options: dict[str, Any] = dict(spec)
-        if "num_speculative_tokens" in parameters:
-            options["num_speculative_tokens"] = decoding.num_speculative_tokens
-        if "model" in required:
-            options["model"] = models.draft
-        table[f"{OURS} {name}"] = options
+        if _required(spec["method"]) <= given and (decoding.do_sample or name not in ONLY_SAMPLING):
+            table[f"{OURS} {name}"] = drafter_options(spec, models, decoding.num_speculative_tokens)
     return table
+
+
+def drafter_options(spec: Mapping[str, Any], models: Models, num_speculative_tokens: int) -> dict[str, Any] | None:
+    """The mapping `specdec.generate` takes for a drafter, with the models and length of an experiment; None for none.
+
+    Raises:
+        ValueError: it needs a draft model and there is none.
+    """
+    method = spec["method"]
+    if method == "none":
+        return None
+    options: dict[str, Any] = dict(spec)
+    if method in DRAFTERS:
+        if "model" in _required(method):
+            if models.draft is None:
+                raise ValueError(f"expected a draft model for {method!r}, got none; pass --draft FOLDER")
+            options["model"] = models.draft
+        if "num_speculative_tokens" in inspect.signature(DRAFTERS[method]).parameters:
+            options["num_speculative_tokens"] = num_speculative_tokens
+    return options
+
+
+def _required(method: str) -> set[str]:
+    """Options that a drafter cannot do without."""
+    parameters = inspect.signature(DRAFTERS[method]).parameters
+    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
 @contextmanager
@@ -136,6 +157,6 @@ def _contender(name: str, models: Models, decoding: Decoding) -> Contender:
     return Contender(name, lambda ids: _generate(target, ids, kwargs), lambda: loop.last.rounds)
 
 
-def _generate(model: PreTrainedModel, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+def _generate(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     output: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **kwargs)
     return output

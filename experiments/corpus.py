@@ -117,10 +117,11 @@ def tokenize(documents: Sequence[Document], tokenizer: Any, cache: Path) -> Toke
             side = "held_out" if document.held_out else "train"
             parts.setdefault(f"{side}/{document.domain}", []).append(np.array([end, *ids], dtype=np.uint16))
         temporary = cache.with_suffix(".partial.npz")
-        np.savez(temporary, **{key: np.concatenate(value) for key, value in parts.items()})
+        arrays: dict[str, Any] = {key: np.concatenate(value) for key, value in parts.items()}
+        np.savez(temporary, **arrays)
         temporary.rename(cache)
-    arrays = np.load(cache)
-    return TokenStore(*({d: arrays[f"{side}/{d}"] for d in DOMAINS} for side in ("train", "held_out")))
+    with np.load(cache) as stored:
+        return TokenStore(*({d: stored[f"{side}/{d}"] for d in DOMAINS} for side in ("train", "held_out")))
 
 
 def train_tokenizer(documents: Sequence[Document], vocab_size: int, folder: Path) -> None:

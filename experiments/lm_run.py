@@ -74,9 +74,9 @@ def _self_text(teacher: Any, store: TokenStore, config: SelfTextConfig, run: Pat
     """The teacher's own text, kept in the folder of the run so that a killed run goes on with the same."""
     path = run / f"self_text_{config.max_tokens}.npz"
     if not path.exists():
-        written = write_self_text(teacher, store, config)
+        written: dict[str, Any] = {**write_self_text(teacher, store, config).train}
         temporary = path.with_suffix(".partial.npz")
-        np.savez(temporary, **written.train)
+        np.savez(temporary, **written)
         os.replace(temporary, path)
     with np.load(path) as arrays:
         return TokenStore({domain: arrays[domain] for domain in arrays.files}, store.held_out)

@@ -1,5 +1,6 @@
 """The models an experiment runs on: the embedded pair, or any other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,17 @@ class Models:
     target_name: str = EMBEDDED
     draft_name: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "target": self.target_name,
+            "draft": self.draft_name,
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": str(self.target.device),
+            "target_parameters": self.target.num_parameters(),
+            "draft_parameters": None if self.draft is None else self.draft.num_parameters(),
+        }
+
     def encode(self, text: str) -> torch.Tensor:  # [1, length] int64
         """The tokens of a text.
 
@@ -39,8 +51,15 @@ class Models:
             raise ValueError("expected a prompt of at least one token, got an empty one; write something to continue")
         return ids.to(self.target.device)
 
-    def decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Their text as it is: no special tokens, no spaces tidied away."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def continuation(self, prompt: torch.Tensor, tokens: Sequence[int]) -> str:
+        """What new tokens add to the text of a prompt [1, length]."""
+        before = prompt[0].tolist()
+        return self.decode([*before, *tokens])[len(self.decode(before)) :]
 
 
 def load_models(

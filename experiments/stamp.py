@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from specdec import __version__
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "triton", "numpy")
-DISTRIBUTION = "specdec-toolkit"
 
 
 def environment() -> dict[str, Any]:
     """Versions, commit if the toolkit runs from a git checkout, hardware and threads, as plain values."""
     return {
-        "specdec": _version(DISTRIBUTION),
+        "specdec": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},

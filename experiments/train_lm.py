@@ -140,7 +140,8 @@ def train(
         ValueError: the folder holds a run of another config, or the loss is no longer finite.
     """
     claim(run, config)
-    model = build_model(config).to(training_device()).train()
+    model: Any = build_model(config)
+    model.to(training_device()).train()
     optimizers = optimizers_of(model, config)
     first = _resume(run / "checkpoint.pt", model, optimizers)
     for done, loss in _steps(config, store, model, optimizers, (first, teacher)):
@@ -152,9 +153,9 @@ def train(
             with (run / "log.jsonl").open("a") as log:
                 log.write(json.dumps({"step": done, "time": time.time(), "loss": loss, "held_out": losses}) + "\n")
         on_step(done, loss)
-    model.eval()
-    model.to(torch.bfloat16).save_pretrained(run / "model")
-    return model
+    trained: LlamaForCausalLM = model.eval().to(torch.bfloat16)
+    trained.save_pretrained(run / "model")
+    return trained
 
 
 def _steps(
@@ -170,7 +171,7 @@ def _steps(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(f"expected a finite loss, got {value} at step {step}; lower --learning-rate")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, base in zip(optimizers, bases, strict=True):
             for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ class Scoring:
     softcap: float | None = None  # score -> softcap * tanh(score / softcap)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRows:
+class RequestRows(NamedTuple):
     """One request's rows: `start` rows that all may see, then a tree of which nodes `first` .. n - 1 are computed.
 
         rows of the request   0 ............ start ............ start + first ............ stop
@@ -76,8 +76,7 @@ class RequestRows:
         return max(straight - self.first, 0), torch.tensor(rows[max(self.first - straight, 0) :])
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """What one kind of layer sees: the keys of each request of a group, and which rows may attend which of them."""
 
     first_slot: int  # of the keys of a request that lies contiguously; -1 otherwise
@@ -96,30 +95,33 @@ class Group:
         num_packed: rows of the packed forward.
     """
 
-    __slots__ = (
-        *("_moved", "_views", "is_all", "keep", "max_position", "num_keys"),
-        *("num_rows", "offsets", "pick", "place", "requests"),
-    )
+    __slots__ = ("_moved", "_views", "is_all", "keep", "num_keys", "num_rows", "offsets", "pick", "place", "requests")
 
     def __init__(self, requests: Sequence[RequestRows], offsets: Sequence[int], num_packed: int) -> None:
         self.requests, self.offsets = requests, offsets
-        self.num_rows = max(request.num_rows for request in requests)  # N
-        self.num_keys = max(request.stop for request in requests)
-        self.max_position = self.num_keys - 1  # no position is larger
-        num_real = sum(request.num_rows for request in requests)
-        self.is_all = num_real == num_packed  # the rows of the forward are this group's, in its order
-        self.pick: Tensor | None = None  # [B * N] packed row of each padded row; None if the reshaped rows are it
+        self.num_rows = max([request.num_rows for request in requests])  # N
+        self.num_keys = max([request.stop for request in requests])
+        self.is_all = True  # the rows of the forward are this group's, in its order
+        self.place: Tensor | None = None  # else [num_real] int64: where its rows lie in the packed forward
+        self.pick: Tensor | None = None  # [B * N] packed row of each padded row; None if reshaping gives them
         self.keep: Tensor | None = None  # [num_real] padded rows that are real; None for all
-        if len(requests) > 1 and not (self.is_all and num_real == len(requests) * self.num_rows):
-            rows = [(offset, request.num_rows) for offset, request in zip(offsets, requests, strict=True)]
-            last = range(self.num_rows)
-            self.pick = torch.tensor([offset + min(i, count - 1) for offset, count in rows for i in last])
-            self.keep = torch.tensor([b * self.num_rows + i for b, (_, count) in enumerate(rows) for i in range(count)])
-        spans = [range(offset, offset + r.num_rows) for offset, r in zip(offsets, requests, strict=True)]
-        # Where the rows of this group lie in the packed forward; None if they are all of it.
-        self.place = None if self.is_all else torch.tensor([row for span in spans for row in span])
         self._views: dict[tuple[object, ...], View] = {}
         self._moved: dict[tuple[int, torch.device], Tensor] = {}
+        if self.num_rows != num_packed:  # several requests, here or in all
+            self._settle_places(num_packed)
+
+    def _settle_places(self, num_packed: int) -> None:
+        spans = [(offset, request.num_rows) for offset, request in zip(self.offsets, self.requests, strict=True)]
+        num_real, num_padded = sum(count for _, count in spans), len(spans) * self.num_rows
+        if num_real != num_packed:
+            self.is_all = False
+            self.place = torch.tensor([row for offset, count in spans for row in range(offset, offset + count)])
+        if len(spans) > 1 and not (self.is_all and num_real == num_padded):
+            steps = range(self.num_rows)
+            self.pick = torch.tensor([offset + min(i, count - 1) for offset, count in spans for i in steps])
+            self.keep = torch.tensor(
+                [b * self.num_rows + i for b, (_, count) in enumerate(spans) for i in range(count)]
+            )
 
     def on(self, index: Tensor, device: torch.device) -> Tensor:
         """An index of this group on a device; copied once."""
@@ -132,9 +134,9 @@ class Group:
 
     def view(self, window: int | None, chunk: int | None, like: Tensor, repeats: int, may_be_causal: bool) -> View:
         """The view of layers with this sliding window or attention chunk, for queries like `like`."""
-        if window is not None and window > self.max_position:
-            window = None  # nobody is that far from its first key
-        if chunk is not None and chunk > self.max_position:
+        if window is not None and window >= self.num_keys:
+            window = None  # no position is larger than the last key's index: nobody is that far from its first key
+        if chunk is not None and chunk >= self.num_keys:
             chunk = None
         key = (window, chunk, like.dtype, like.device, repeats, may_be_causal)
         view = self._views.get(key)

@@ -4,12 +4,11 @@ A model runs with it while its configs say `specdec_tree`, and finds the step it
 `specdec_step` or, where a family drops keyword arguments on the way to its attention, in a context variable.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -25,10 +24,11 @@ NAME = (
 KNOWN_OPTIONS = frozenset(
     "scaling dropout sliding_window softcap s_aux specdec_step is_causal position_ids output_attentions "
     "output_hidden_states output_router_logits use_cache return_dict cache_position past_key_values "
-    "position_embeddings max_length_q max_length_k cu_seq_lens_q cu_seq_lens_k seq_idx deterministic logits_to_keep".split()
+    "position_embeddings max_length_q max_length_k cu_seq_lens_q cu_seq_lens_k seq_idx deterministic".split()
 )
 Call = tuple[nn.Module, int]  # an attention module, and how often it was called before in the same forward
-_current: ContextVar["AttentionStep"] = ContextVar("specdec_step")
+# Where the attention function looks for its step if the model does not hand it over.
+current_step: ContextVar["AttentionStep"] = ContextVar("specdec_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +46,16 @@ class AttentionStep:
     Layers that share K and V are recognised in a model's first forward, where they are handed the very same tensors.
     """
 
-    __slots__ = ("_calls", "_is_first", "_pool", "_seen", "_slots", "_write_slot", "plans", "rows")
+    __slots__ = ("_calls", "_is_first", "_packed", "_pool", "_seen", "plans", "rows")
 
     def __init__(self, pool: KVPool, packed: Packed, plans: dict[Call, LayerPlan]) -> None:
         self.rows = packed.rows
         self.plans = plans  # of all calls so far; empty in the first forward of a model
-        self._pool, self._slots, self._write_slot = pool, packed.slots, packed.write_slot
+        self._pool, self._packed = pool, packed
         self._is_first = not plans
         self._calls: dict[nn.Module, int] = {}  # how often each module was called: some run several times per forward
         # K and V by identity; kept alive, since Python gives the identity of a dead object anew.
         self._seen: dict[tuple[int, int], tuple[LayerPlan, Tensor, Tensor]] = {}
-
-    @contextmanager
-    def as_current(self) -> Iterator[None]:
-        """While inside, attention functions that are not handed a step find this one."""
-        token = _current.set(self)
-        try:
-            yield
-        finally:
-            _current.reset(token)
 
     def plan(self, module: nn.Module, key: Tensor, value: Tensor, options: dict[str, Any]) -> LayerPlan:
         """The plan of this call."""
@@ -81,16 +72,18 @@ class AttentionStep:
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The storage of a layer, [num_slots, kv_heads, dim] twice, after the new rows were written to it."""
-        first = self._write_slot
-        try:
-            if first is not None:
+        slots, first = self._packed.slots, self._packed.write_slot
+        if first is not None:
+            try:
                 keys, values = self.storage(layer)
+            except KeyError:  # the layer's first rows
+                slots = torch.arange(first, first + key.shape[2])
+            else:
                 _overwrite(keys, first, key)
                 _overwrite(values, first, value)
                 return keys, values
-        except KeyError:  # the layer's first rows
-            pass
-        self._pool.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), self._slots)
+        assert slots is not None
+        self._pool.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), slots)
         return self.storage(layer)
 
     def storage(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +100,7 @@ def attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention output [1, T, heads, v_dim] of one layer, as transformers calls for it."""
-    step: AttentionStep = options.get("specdec_step") or _current.get()
+    step: AttentionStep = options.get("specdec_step") or current_step.get()
     plan = step.plan(module, key, value, options)
     keys, values = step.store(plan.key, key, value) if plan.is_writer else step.storage(plan.key)
     return ops.tree_attention(query, keys, values, step.rows, plan.scoring, options.get("s_aux")), None

@@ -24,7 +24,7 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
     """
     _check_folder(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             use_safetensors=True,
@@ -36,6 +36,7 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
         raise ValueError(
             f"expected a causal LM with safetensors, got {path!r}: {_first_line(error)}; pass a folder or hub id"
         ) from error
+    model, report = loaded
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
         if names:
@@ -44,8 +45,8 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
                 f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} ({listed}); "
                 "save the model again with save_pretrained, or correct its config.json"
             )
-    moved: PreTrainedModel = model.to(device)
-    return moved.eval()
+    placed: PreTrainedModel = model.to(device).eval()
+    return placed
 
 
 def load_tokenizer(path: str) -> Any:

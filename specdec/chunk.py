@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,16 +43,15 @@ class Scores:
     features: Tensor | None  # [sum of num_logits, num_layers * hidden]: outputs of the feature layers side by side
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """The inputs of one forward pass over several chunks."""
 
     tokens: Tensor  # [1, T] int64
     positions: Tensor  # [1, T] int64
     rows: PackedRows
-    slots: Tensor  # [T] int64: where the new rows are stored
-    write_slot: int | None  # the first of them if they lie one after the other
-    keep: Tensor | int  # rows whose logits are wanted: the last so many (0: all), or [R] int64
+    write_slot: int | None  # where the new rows are stored, if they lie one after the other
+    slots: Tensor | None  # [T] int64 otherwise
+    keep: Tensor | int  # rows whose logits are wanted: 0 for all, or [R] int64
     num_logits: int  # R
 
 
@@ -61,66 +61,76 @@ def pack(cache: PagedKVCache, chunks: Sequence[Chunk], device: torch.device) -> 
     Raises:
         ValueError: there are no chunks, or one wants more logits than it has rows.
     """
-    if not chunks or any(not 0 <= chunk.num_logits <= chunk.num_rows for chunk in chunks):
-        wanted = [(chunk.num_logits, chunk.num_rows) for chunk in chunks]
-        raise ValueError(f"expected chunks with at most as many logits as rows, got (logits, rows) = {wanted}")
     requests = [_rows_of(cache, chunk) for chunk in chunks]
-    slots = [_new_slots(cache, chunk, rows) for chunk, rows in zip(chunks, requests, strict=True)]
-    keep: Tensor | int
-    if len(chunks) == 1:
-        chunk, request = chunks[0], requests[0]
-        tokens, new_slots = chunk.tree.tokens, slots[0]
-        if chunk.first:
-            tokens = tokens[chunk.first :]
-        if request.depths is None:
-            positions = torch.arange(request.start + request.first, request.stop)
-        else:
-            positions = torch.tensor(request.positions())
-        write_slot = None if request.first_slot is None else request.first_slot + request.start + request.first
-        keep, num_logits = chunk.num_logits or 1, chunk.num_logits
+    packed = _one(chunks[0], requests[0]) if len(chunks) == 1 else _several(cache, chunks, requests)
+    if device.type == "cpu":
+        return packed
+    return Packed._make(part.to(device) if isinstance(part, Tensor) else part for part in packed)
+
+
+def _one(chunk: Chunk, request: RequestRows) -> Packed:
+    tokens, begin = chunk.tree.tokens, request.start + request.first
+    if request.first:
+        tokens = tokens[request.first :]
+    if request.depths is None:
+        positions = torch.arange(begin, request.stop)
     else:
-        tokens = torch.cat([chunk.tree.tokens[chunk.first :] for chunk in chunks])
-        positions = torch.tensor([position for request in requests for position in request.positions()])
-        new_slots, write_slot = torch.cat(slots), None
-        keep, num_logits = _wanted(chunks)
-    if device.type != "cpu":
-        tokens, positions, new_slots = tokens.to(device), positions.to(device), new_slots.to(device)
-        keep = keep.to(device) if isinstance(keep, Tensor) else keep
-    return Packed(tokens[None], positions[None], PackedRows(requests), new_slots, write_slot, keep, num_logits)
+        positions = torch.tensor(request.positions())
+    write_slot, slots = None, None
+    if request.slots is None:
+        assert request.first_slot is not None
+        write_slot = request.first_slot + begin
+    else:
+        slots = request.slots[begin:]
+    # Not a count: given one, some families run their last layers for those rows only (Gemma 4).
+    keep = 0 if chunk.num_logits == chunk.num_rows else _last(chunk.num_rows, chunk.num_logits or 1)
+    rows = PackedRows((request,))
+    return Packed(tokens.unsqueeze(0), positions.unsqueeze(0), rows, write_slot, slots, keep, chunk.num_logits)
+
+
+def _several(cache: PagedKVCache, chunks: Sequence[Chunk], requests: Sequence[RequestRows]) -> Packed:
+    if not chunks:
+        raise ValueError("expected at least one chunk, got none; score what there is")
+    tokens = torch.cat([chunk.tree.tokens[chunk.first :] for chunk in chunks])
+    positions = torch.tensor([position for request in requests for position in request.positions()])
+    slots = torch.cat([_new_slots(cache, chunk, rows) for chunk, rows in zip(chunks, requests, strict=True)])
+    num_logits = sum(chunk.num_logits for chunk in chunks)
+    keep: Tensor | int = 0
+    if num_logits != len(positions):
+        wanted: list[int] = []
+        stop = 0
+        for chunk in chunks:
+            stop += chunk.num_rows
+            wanted.extend(range(stop - chunk.num_logits, stop))
+        keep = torch.tensor(wanted or [0])
+    return Packed(tokens.unsqueeze(0), positions.unsqueeze(0), PackedRows(requests), None, slots, keep, num_logits)
 
 
 def _rows_of(cache: PagedKVCache, chunk: Chunk) -> RequestRows:
-    tree, num_nodes = chunk.tree, len(chunk.tree)
-    parents: list[int] | None = tree.parents.tolist()
-    if parents == list(range(-1, num_nodes - 1)):
-        parents = None
+    tree, first = chunk.tree, chunk.first
+    num_nodes = len(tree)
+    if not (0 <= first < num_nodes and 0 <= chunk.num_logits <= num_nodes - first):
+        raise ValueError(
+            f"expected rows to compute and no more logits than rows, got {num_nodes} nodes, first {first} and "
+            f"{chunk.num_logits} logits; ask for the last {num_nodes - first} at most"
+        )
+    parents, depths = None, None
+    if num_nodes > 1:
+        parents = tree.parents.tolist()
+        if parents == list(range(-1, num_nodes - 1)):
+            parents = None
+        else:
+            depths = tree.depths()
     stop = chunk.start + num_nodes
     first_slot = cache.contiguous_start(chunk.table, stop)
-    return RequestRows(
-        chunk.start,
-        num_nodes,
-        chunk.first,
-        parents,
-        None if parents is None else tree.depths(),
-        first_slot,
-        None if first_slot is not None else cache.slots(chunk.table, 0, stop),
-    )
+    slots = None if first_slot is not None else cache.slots(chunk.table, 0, stop)
+    return RequestRows(chunk.start, num_nodes, first, parents, depths, first_slot, slots)
 
 
 def _new_slots(cache: PagedKVCache, chunk: Chunk, rows: RequestRows) -> Tensor:  # [num_rows] int64
     begin = rows.start + rows.first
-    if rows.slots is not None:
-        return rows.slots[begin:]
-    return cache.slots(chunk.table, begin, rows.stop)
+    return cache.slots(chunk.table, begin, rows.stop) if rows.slots is None else rows.slots[begin:]
 
 
-def _wanted(chunks: Sequence[Chunk]) -> tuple[Tensor | int, int]:
-    """Which rows' logits are wanted, and how many those are."""
-    if all(chunk.num_logits == chunk.num_rows for chunk in chunks):
-        return 0, sum(chunk.num_rows for chunk in chunks)
-    wanted: list[int] = []
-    stop = 0
-    for chunk in chunks:
-        stop += chunk.num_rows
-        wanted.extend(range(stop - chunk.num_logits, stop))
-    return (torch.tensor(wanted), len(wanted)) if wanted else (1, 0)
+def _last(num_rows: int, count: int) -> Tensor:  # [count] int64
+    return torch.arange(num_rows - count, num_rows)

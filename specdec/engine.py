@@ -194,7 +194,9 @@ class Engine:
             views = [self._view(self._live[index]) for index in ready]
             budgets = [self._budget(self._live[index]) for index in ready]
             noises = [self._live[index].request.noise for index in ready]
-            for index, draft in zip(ready, self.drafter.propose(views, budgets, noises), strict=True):
+            proposals = self.drafter.propose(views, budgets, noises)
+            for index, draft, budget in zip(ready, proposals, budgets, strict=True):
+                _require_sound(draft, self._live[index].tokens[-1], budget, self.target.vocab_size)
                 drafts[index] = draft
         for live, draft in zip(self._live, drafts, strict=True):
             self.cache.stage(live.table, live.missing + len(draft))
@@ -304,6 +306,27 @@ def _chunk(live: _Live, tree: TokenTree, missing: int) -> Chunk:
         parents = [*range(-1, missing), *(missing + parent for parent in tree.parents.tolist()[1:])]
         tree = TokenTree.of([*before, *tree.tokens.tolist()], parents)
     return Chunk(live.table, live.table.length, tree, num_logits=len(tree) - missing)
+
+
+def _require_sound(draft: Draft, pending: int, budget: int, vocab_size: int) -> None:
+    """Raises ValueError if a drafter broke its contract: the text would be wrong without a sign of it."""
+    tokens, parents = draft.tree.tokens.tolist(), draft.tree.parents.tolist()
+    if not tokens or tokens[0] != pending or len(parents) != len(tokens) or parents[0] != -1:
+        found = f"the root {tokens[:1]} and {len(parents)} parents of {len(tokens)} tokens"
+    elif not all(0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
+        found = f"the parents {parents[:8]}, not each before its child"
+    elif max(draft.tree.depths()) > budget:
+        found = f"depth {max(draft.tree.depths())}"
+    elif not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        found = f"tokens from {min(tokens)} to {max(tokens)}"
+    elif len(draft.sampled) != len(tokens) or (draft.probs is None and bool(draft.sampled.any())):
+        found = "sampled nodes without the distributions they were drawn from"
+    else:
+        return
+    raise ValueError(
+        f"expected from {draft.source or 'the drafter'} a tree under the pending token {pending}, at most {budget} deep, "
+        f"of tokens below {vocab_size}; got {found}; mend the drafter"
+    )
 
 
 class _Clock:

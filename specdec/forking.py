@@ -80,14 +80,14 @@ class _History:
             self._states = {known: self._states[known] for known in latest}
 
     def _after(self, prefix: tuple[int, ...], row: Tensor) -> Processor:
+        if prefix in self._states:
+            return self._states[prefix]
         known = len(prefix)
         while known >= len(self.prompt) and prefix[:known] not in self._states:
             known -= 1
-        if known == len(prefix) and known >= len(self.prompt):
-            return self._states[prefix]
-        state = _fork(self._states[prefix[:known]] if known >= len(self.prompt) else self._fresh)
+        state = _fork(self._states.get(prefix[:known], self._fresh))  # before the prompt there was no call
         ids = torch.tensor([prefix], device=row.device)
-        for length in range(max(known + 1, len(self.prompt)), len(prefix) + 1):
+        for length in range(known + 1, len(prefix) + 1):
             state(ids[:, :length], row[:, :1])  # the scores do not matter
         self._states[prefix] = state
         return state

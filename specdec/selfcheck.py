@@ -13,10 +13,12 @@ from .tree import TokenTree
 
 # Layers that keep a state which cannot be cut back, or choose keys by an index of their own.
 FOREIGN_LAYERS = ("linear", "mamba", "recurrent", "conv", "hybrid", "rwkv", "ssm", "indexed", "sparse", "compressed")
-# Root mean square of the difference over that of the logits. Sums are made in another order, and many models compute
-# norms, rotations and softmax in float32 whatever their dtype, so float64 ones agree to float32 only. A wrong key in
-# a mask gives 0.1 to 1. In bfloat16 (eps 0.008) rounding alone gives 0.01 to 0.03, more where an expert flips.
-TOLERANCES = {torch.float64: 1e-4, torch.float32: 2e-3, torch.float16: 0.03, torch.bfloat16: 0.12}
+# Size of the difference over that of the logits, each row's mean taken away. The worst third of rows does not count:
+# rounding may send a row to another expert, which changes it whole. Sums are made in another order, and many models
+# compute norms, rotations and softmax in float32 whatever their dtype, so float64 ones agree to float32 only; TF32 is
+# why float32 has room. A wrong key in a mask gives 0.02 (trained) to 1 (random weights), rounding 0.03 at most in
+# bfloat16 (eps 0.008) and 0.007 in float16, over the families of the tests.
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 2e-3, torch.float16: 0.02, torch.bfloat16: 0.06}
 PROMPT_ROWS, TWIN_ROWS = 9, 5  # of two requests in one pass
 MAX_WINDOW = 4096  # longest sliding window whose edge is checked ...
 MAX_WORK = 10**11  # ... if parameters times rows, four passes of them, are no more: seconds on a CPU
@@ -62,8 +64,8 @@ def compare(
 ) -> int:
     """The width of the logits, after a prefill, a branching tree, a commit and a decode agreed with plain passes.
 
-        request 1:  prompt - r - a - c - x      scored plainly as two rows of a batch;
-                             \\ b - d - e      over the cache as prompt, tree (r a b c d), commit (r b d), e
+        request 1:  prompt - r - a - c - x - y - z      scored plainly as two rows of a batch;
+                             \\ b - d - e - f - g      over the cache as prompt, tree (r a b c d), commit (r b d), e f g
         request 2:  the prompt's first tokens, packed beside it
 
     Raises:
@@ -90,23 +92,23 @@ def _errors(
 ) -> tuple[dict[str, tuple[float, float]], int]:
     """Phase -> (error, tolerance), and the width of the logits."""
     length, vocab_size = _prompt_rows(model), model.config.get_text_config(decoder=True).vocab_size
-    ids = [5 + 7919 * i % max(1, min(vocab_size - 5, 997)) for i in range(length + 7)]  # low ids, never an image's
-    prompt, (r, a, b, c, d, e, x) = ids[:length], ids[length:]
-    want = plain(torch.tensor([[*prompt, r, a, c, x], [*prompt, r, b, d, e]]))
+    ids = [5 + 7919 * i % max(1, min(vocab_size - 5, 997)) for i in range(length + 8)]  # low ids, never an image's
+    prompt, (r, a, b, c, d, *rest) = ids[:length], ids[length:]
+    want = plain(torch.tensor([[*prompt, r, a, c, *rest], [*prompt, r, b, d, *rest]]))
     tree = TokenTree.of([r, a, b, c, d], [-1, 0, 0, 1, 2])
     cache = PagedKVCache(page_size=4)  # small: after the first pass the pages of request 1 are not consecutive
     one, two = cache.open(), cache.open()
     steps = {
         "prefill": [Chunk(one, 0, TokenTree.chain(prompt), num_logits=3), _chain(two, prompt[:TWIN_ROWS])],
         "a tree": [Chunk(one, length, tree, num_logits=5), _chain(two, [prompt[TWIN_ROWS]], TWIN_ROWS)],
-        "a commit": [_chain(one, [e], length + 3)],
+        "a commit": [_chain(one, rest, length + 3)],
     }
     expected = {
         "prefill": torch.cat([want[0, length - 3 : length], want[0, :TWIN_ROWS]]),
         "a tree": torch.stack([want[0, length], *want[:, length + 1], *want[:, length + 2], want[0, TWIN_ROWS]]),
         "a commit": want[1, length + 3 :],
     }
-    accepted = {"prefill": list(range(1, length)), "a tree": [2, 4], "a commit": []}
+    accepted = {"prefill": list(range(1, length)), "a tree": [2, 4], "a commit": [1, 2]}
     errors = {}
     for phase, chunks in steps.items():
         for chunk in chunks:
@@ -131,10 +133,12 @@ def _prompt_rows(model: PreTrainedModel) -> int:
     return max(PROMPT_ROWS, *(size + 3 if size and size <= limit else 0 for size in sizes))
 
 
-def _difference(got: Tensor, want: Tensor) -> float:
-    """Root mean square of the difference over that of `want`."""
-    want = want.to(device=got.device, dtype=torch.float64)
-    return float((got.double() - want).norm() / want.norm())
+def _difference(got: Tensor, want: Tensor) -> float:  # [r, vocab] both
+    """Size of the difference over that of `want`, each row's mean taken away: the largest but for the worst third."""
+    got, want = got.double(), want.to(device=got.device, dtype=torch.float64)
+    got, want = got - got.mean(-1, keepdim=True), want - want.mean(-1, keepdim=True)
+    sizes = ((got - want).norm(dim=-1) / want.norm(dim=-1)).tolist()
+    return sorted(sizes, key=lambda size: (size != size, size))[len(sizes) - 1 - len(sizes) // 3]  # NaN is the worst
 
 
 def _first_line(error: BaseException) -> str:

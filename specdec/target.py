@@ -13,12 +13,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from . import selfcheck
-from .attention import NAME, AttentionStep, Call, LayerPlan
+from .attention import NAME, AttentionStep, Call, LayerPlan, current_step
 from .cache import PagedKVCache
 from .chunk import Chunk, Scores, pack
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
+SWITCH = "_attn_implementation_internal"  # the attribute of a config that names the attention function
 # What configs call the longest context.
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
@@ -85,7 +86,8 @@ class PagedModel:
         """Where token ids go."""
         hook = getattr(self._embeddings, "_hf_hook", None)  # accelerate: weights may be elsewhere until they are used
         device = getattr(hook, "execution_device", None)
-        return next(self._embeddings.parameters()).device if device is None else torch.device(device)
+        weight: Tensor = self._embeddings.weight  # type: ignore[assignment]
+        return weight.device if device is None else torch.device(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,7 +120,8 @@ class PagedModel:
         features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
         if not packed.num_logits:
             logits, features = logits[:0], [feature[:0] for feature in features]
-        return Scores(logits, torch.cat(features, -1) if features else None)
+        # Cloned, since an inference tensor may not be changed in place outside of inference mode, as processors do.
+        return Scores(logits.clone(), torch.cat(features, -1) if features else None)
 
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
         """Logits of an ordinary forward pass without a cache, by the model's own attention."""
@@ -143,26 +146,27 @@ class PagedModel:
     def _borrowed(self, step: AttentionStep | None) -> Iterator[dict[int, Tensor]]:
         """While inside, the model infers, with our attention if there is a step; yields what tapped layers put out."""
         training = [module for module in self._modules if module.training]
-        found = [config._attn_implementation_internal for config in self._configs]
+        found = [config[SWITCH] for config in self._configs]
         taps: dict[int, Tensor] = {}
         self._taps = taps
+        token = None
         try:
             for module in training:
                 module.training = False
-            with torch.no_grad():
-                if step is None:
-                    yield taps
-                    return
+            if step is not None:
+                token = current_step.set(step)
                 for config in self._configs:
-                    config._attn_implementation_internal = NAME
-                with step.as_current():
-                    yield taps
+                    config[SWITCH] = NAME
+            with torch.inference_mode():
+                yield taps
         finally:
             self._taps = None
             for config, name in zip(self._configs, found, strict=True):
-                config._attn_implementation_internal = name
+                config[SWITCH] = name
             for module in training:
                 module.training = True
+            if token is not None:
+                current_step.reset(token)
 
     def _tap(self, layer: int) -> RemovableHandle:
         """A hook that keeps the output of a layer during our forward passes."""
@@ -177,10 +181,10 @@ class PagedModel:
         return layers[layer].register_forward_hook(keep)
 
 
-def _attention_configs(modules: Sequence[nn.Module]) -> list[Any]:
-    """Every config that names an attention implementation, once."""
+def _attention_configs(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    """The attributes of every config that names an attention implementation; read as such, they cost nothing."""
     configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
-    return [config for config in configs.values() if hasattr(config, "_attn_implementation_internal")]
+    return [attributes for config in configs.values() if SWITCH in (attributes := getattr(config, "__dict__", {}))]
 
 
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

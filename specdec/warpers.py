@@ -53,22 +53,22 @@ class RowStage:
         """Nothing is kept for a row."""
 
 
-def _row_functions(processors: Sequence[Processor]) -> list[Callable[[Tensor], Tensor]]:
+def _row_functions(processors: Sequence[Any]) -> list[Callable[[Tensor], Tensor]]:
     functions: list[Callable[[Tensor], Tensor]] = []
     rest = list(processors)
     while rest:
+        pair = rest[:2]
+        is_pair = [type(member) for member in pair] == [hf.TopKLogitsWarper, hf.TopPLogitsWarper]
+        if is_pair and all(member.filter_value == float("-inf") for member in pair):
+            functions.append(_top_k_top_p(*pair))
+            del rest[:2]
+            continue
         first = rest.pop(0)
-        if rest and _masks(first, hf.TopKLogitsWarper) and _masks(rest[0], hf.TopPLogitsWarper):
-            functions.append(_top_k_top_p(first, rest.pop(0)))
-        elif type(first) is hf.MinPLogitsWarper and first.min_tokens_to_keep == 1:
+        if type(first) is hf.MinPLogitsWarper and first.min_tokens_to_keep == 1:
             functions.append(_min_p(first))
         else:
             functions.append(lambda rows, processor=first: processor(None, rows))  # type: ignore[misc]
     return functions
-
-
-def _masks(processor: Any, warper: type) -> bool:
-    return type(processor) is warper and processor.filter_value == float("-inf")
 
 
 def _min_p(warper: Any) -> Callable[[Tensor], Tensor]:
@@ -105,10 +105,8 @@ def _top_k_top_p(top_k: Any, top_p: Any) -> Callable[[Tensor], Tensor]:
         mass = ascending.softmax(-1)[:, vocab_size - k :].cumsum(-1)  # [n, k]
         removed = mass <= 1 - top_p.top_p
         removed[:, -top_p.min_tokens_to_keep :] = False
-        is_clear &= ~(removed[:, :-1] & ~removed[:, 1:] & (kept[:, :-1] == kept[:, 1:])).any(
-            -1
-        )  # which equal one stays?
-        if not is_clear.all():
+        is_split = removed[:, :-1] & ~removed[:, 1:] & (kept[:, :-1] == kept[:, 1:])  # which of the equals stays?
+        if not is_clear.all() or is_split.any():
             return plain(rows)
         ascending.fill_(float("-inf"))
         return ascending.scatter_(1, tokens, kept.masked_fill(removed, float("-inf")))

@@ -43,7 +43,7 @@ PROCESSORS = {
     "sequence_bias": {"sequence_bias": {(17, 33): -5.0, (40,): 3.0}},
     "suppress_tokens": {"suppress_tokens": [17, 21], "begin_suppress_tokens": [33]},
     "forced_eos": {"forced_eos_token_id": 2},
-    "exponential_decay": {"exponential_decay_length_penalty": (3, 1.4)},
+    "exponential_decay": {"exponential_decay_length_penalty": (3, 1.4), "eos_token_id": 2},
     "encoder_repetition_penalty": {"encoder_repetition_penalty": 1.4},
     "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 2},
     "renormalize": {"renormalize_logits": True, "remove_invalid_values": True},

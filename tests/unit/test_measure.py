@@ -1,0 +1,100 @@
+"""Measuring: fair turns, counted calls, the first difference of two texts."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec.experiments.contenders import Contender
+from specdec.experiments.differences import first_difference
+from specdec.experiments.measure import _turns, measure
+
+PROMPT = torch.tensor([[3, 4, 5]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=24, eos_token_id=None, **sizes)).eval()
+
+
+def generating(model, **kwargs):
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **kwargs}
+    return lambda ids: model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+
+def test_every_contender_begins_equally_often_and_runs_everywhere():
+    field = [Contender(name, run=None) for name in "abc"]
+    turns = [(contender.name, index) for contender, index in _turns(field, num_prompts=3, repeats=2)]
+    assert sorted(turns) == sorted([(name, index) for name in "abc" for index in range(3)] * 2)
+    begins = [turns[start] for start in range(0, len(turns), 3)]
+    assert begins == [("a", 0), ("b", 1), ("c", 2), ("b", 0), ("c", 1), ("a", 2)]
+    assert all(len({index for _, index in turns[start : start + 3]}) == 1 for start in range(0, len(turns), 3))
+
+
+def test_target_calls_of_transformers_are_counted(model):
+    seen = []
+    field = [
+        Contender("plain", generating(model)),
+        Contender("itself", generating(model, assistant_model=model)),
+    ]
+    records = measure(model, [PROMPT], field, repeats=3, seed=0, on_run=lambda *state: seen.append(state))
+    plain = records["plain"][0]
+    assert (plain.num_steps, plain.num_drafted, plain.num_accepted) == (6, 0, 0)
+    assert len(plain.runs) == 3 and len(plain.kept.tokens) == 6
+    assert seen == [(done, 8, seen[done - 1][2]) for done in range(1, 9)]  # 2 counted, 6 timed
+    assert not model._forward_hooks
+
+
+def test_drafted_and_accepted_are_read_off_the_calls(model):
+    """Prompt lookup on a prompt that repeats: what the calls checked is what was drafted."""
+    prompt = torch.tensor([[3, 4, 5, 6, 3, 4, 5, 6, 3, 4]])
+    widths = []
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    run = generating(model, prompt_lookup_num_tokens=3)
+    emitted = run(prompt).shape[1] - prompt.shape[1]
+    handle.remove()
+    record = measure(model, [prompt], [Contender("lookup", run)], 1, 0, lambda *state: None)["lookup"][0]
+    drafted = [widths[0] - prompt.shape[1], *(width - 1 for width in widths[1:])]
+    assert record.num_steps == len(widths)
+    assert record.num_drafted == sum(drafted) > 0
+    assert record.num_accepted == emitted - len(widths)
+
+
+def test_hook_is_removed_when_a_run_fails(model):
+    def fail(ids):
+        raise RuntimeError("as a run may")
+
+    with pytest.raises(RuntimeError, match="as a run may"):
+        measure(model, [PROMPT], [Contender("plain", fail)], 1, 0, lambda *state: None)
+    assert not model._forward_hooks
+
+
+def test_first_difference_has_the_margin_of_the_target(model):
+    wanted = generating(model)(PROMPT)[0, 3:].tolist()
+    other = [*wanted[:2], (wanted[2] + 1) % 24, *wanted[3:]]
+    found = first_difference(model, "p", PROMPT, wanted, other)
+    logits = model(torch.tensor([[*PROMPT[0].tolist(), *wanted[:2]]])).logits[0, -1].detach()
+    best = logits.topk(2).values
+    assert (found.prompt, found.position, found.expected, found.got) == ("p", 2, wanted[2], other[2])
+    assert found.margin == pytest.approx(float(best[0] - best[1]), abs=1e-6)
+    assert not found.is_tie
+
+
+def test_a_text_that_stops_early_differs_at_its_end(model):
+    found = first_difference(model, "p", PROMPT, [7, 8, 9], [7, 8])
+    assert (found.position, found.expected, found.got) == (2, 9, None)
+    assert first_difference(model, "p", PROMPT, [7, 8], [7, 8]) is None
+
+
+def test_equal_logits_are_a_tie(model):
+    """Two tokens with the same output row tie exactly."""
+    twin = LlamaForCausalLM(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    best = int(twin(PROMPT).logits[0, -1].argmax())
+    other = (best + 1) % 24
+    with torch.no_grad():
+        twin.lm_head.weight[other] = twin.lm_head.weight[best]
+    assert first_difference(twin, "p", PROMPT, [best], [other]).is_tie

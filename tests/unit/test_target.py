@@ -1,0 +1,390 @@
+"""The target: trees scored over the cache against plain forward passes, for many families; refusals; restoration."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, T5Config
+from transformers import T5ForConditionalGeneration as T5
+
+from specdec import attention
+from specdec.cache import PagedKVCache
+from specdec.kernels.rows import RequestRows
+from specdec.target import Chunk, PagedModel
+from specdec.tree import TokenTree
+from tests.toys.models import FAMILIES, WINDOW, real_llama, tiny_model
+
+# Largest difference over the largest logit. Most families compute in their dtype, or round the same numbers to float32
+# on both ways: 1e-10 is far above float64 (2e-16, dozens of sums) and far below float32.
+EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
+# These round sums that were made in another order to float32: softmax of eager attention, router or chunk masks.
+ROUNDED = {torch.float64: 2e-6, torch.float32: 1e-5}
+FLOAT32_INSIDE = {"deepseek_v2", "deepseek_v3", "gemma2", "gpt_oss", "llama4_text"}
+# Two guesses at each of two places, then a chain; a tree of the root alone; a comb.
+SHAPES = [[-1, 0, 0, 1, 2, 4, 5], [-1], [-1, 0, 0, 1, 1, 3]]
+# Nodes that are kept, of each shape: not those that come first.
+PATHS = [[2, 4, 5], [], [1, 4]]
+
+
+def plain_rows(paged, tokens, num_rows):
+    """Logits of the last `num_rows` of these tokens by an ordinary forward pass."""
+    return paged.plain(torch.tensor([tokens]))[0, -num_rows:]
+
+
+def expected_nodes(paged, before, tree):
+    """Logits after each node: one forward pass per leaf."""
+    rows = [None] * len(tree)
+    tokens = tree.tokens.tolist()
+    for node in reversed(range(len(tree))):
+        if rows[node] is None:
+            path = [0, *tree.path_to(node)]
+            logits = plain_rows(paged, [*before, *(tokens[i] for i in path)], len(path))
+            for row, i in zip(logits, path, strict=True):
+                rows[i] = row
+    return torch.stack(rows)
+
+
+def random_tokens(count, generator):
+    return torch.randint(5, 150, (count,), generator=generator).tolist()
+
+
+class Batch:
+    """Requests that go through prefill, trees, commits and decoding, each step compared with plain passes."""
+
+    def __init__(self, paged, lengths, page_size=4):
+        self.generator = torch.Generator().manual_seed(1)
+        self.paged, self.cache = paged, PagedKVCache(page_size=page_size)
+        self.tables = [self.cache.open() for _ in lengths]
+        self.texts = [[] for _ in lengths]
+        self.lengths, self.worst = lengths, 0.0
+
+    def score(self, shapes):
+        """Trees of these shapes with random tokens, scored in one packed pass and compared."""
+        trees = [TokenTree.of(random_tokens(len(shape), self.generator), shape) for shape in shapes]
+        chunks = []
+        for table, text, tree in zip(self.tables, self.texts, trees, strict=True):
+            self.cache.stage(table, len(tree))
+            chunks.append(Chunk(table, len(text), tree, num_logits=len(tree)))
+        logits = self.paged.score(self.cache, chunks).logits
+        want = [expected_nodes(self.paged, text, tree) for text, tree in zip(self.texts, trees, strict=True)]
+        want = torch.cat(want)
+        self.worst = max(self.worst, float((logits - want).abs().max() / want.abs().max()))
+        return trees
+
+    def commit(self, trees, paths):
+        for table, text, tree, path in zip(self.tables, self.texts, trees, paths, strict=True):
+            tokens = tree.tokens[[0, *path]].tolist()
+            self.cache.commit(table, path, tokens)
+            text.extend(tokens)
+        self.cache.check()
+
+    def run(self):
+        chains = [list(range(-1, length - 1)) for length in self.lengths]
+        self.commit(self.score(chains), [list(range(1, length)) for length in self.lengths])
+        for turn in range(2):
+            order = range(turn, turn + len(self.lengths))
+            trees = self.score([SHAPES[i % len(SHAPES)] for i in order])
+            self.commit(trees, [PATHS[i % len(PATHS)] for i in order])
+        self.commit(self.score([[-1]] * len(self.lengths)), [[]] * len(self.lengths))
+        return self.worst
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_scores_trees_like_plain_passes(name, dtype):
+    """Ragged batch over scattered pages, prompts shorter and longer than the window."""
+    paged = PagedModel(tiny_model(name, dtype))
+    tolerance = (ROUNDED if name in FLOAT32_INSIDE else EXACT)[dtype]
+    assert Batch(paged, (2 * WINDOW + 3, 3, WINDOW)).run() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3", "llama4_text", "gemma4_text"])
+def test_one_request_on_consecutive_pages(name):
+    """The paths without a gather: slice copies, views, causal prefill, no mask for a single row."""
+    paged = PagedModel(tiny_model(name))
+    assert Batch(paged, (2 * WINDOW + 3,), page_size=64).run() <= ROUNDED[torch.float64]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "llama4_text"])
+def test_long_and_short_requests_are_packed_together(name):
+    """Over 192 keys, more rows than are padded, and key counts too far apart to be padded to the longest."""
+    paged = PagedModel(tiny_model(name, max_position_embeddings=2048, num_hidden_layers=2, layer_types=...))
+    batch = Batch(paged, (540, 40, 5, 230), page_size=16)
+    assert batch.run() <= ROUNDED[torch.float64]
+
+
+@pytest.mark.parametrize("name", ["stories260K", "llama2xs-tinystories"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_real_llamas(name, dtype):
+    assert Batch(PagedModel(real_llama(name, dtype)), (70, 9, 33)).run() <= EXACT[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_passes_its_check(dtype):
+    for name in ("llama", "gemma2", "mixtral", "gpt_oss"):
+        paged = PagedModel(tiny_model(name, dtype))
+        assert paged.dtype == dtype and paged.vocab_size == 160
+
+
+def test_rope_that_changes_with_length_is_scored_by_its_own_position():
+    rope = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    paged = PagedModel(tiny_model("llama", rope_parameters=rope, max_position_embeddings=64))
+    assert Batch(paged, (21, 9, 33)).run() <= EXACT[torch.float64]
+
+
+def test_only_new_nodes_are_computed():
+    """A tree that grows level by level: what was scored before is in the pool."""
+    for page_size in (2, 64):
+        paged, cache = PagedModel(tiny_model("mistral")), PagedKVCache(page_size=page_size)
+        prompt, table, other = list(range(5, 17)), cache.open(), cache.open()
+        tree = TokenTree.of([20, 21, 22, 23, 24, 25], [-1, 0, 0, 1, 2, 2])
+        cache.stage(table, len(prompt))
+        cache.stage(other, 1)
+        paged.score(cache, [Chunk(table, 0, TokenTree.chain(prompt))])
+        cache.commit(table, list(range(1, len(prompt))), prompt)
+        cache.stage(table, len(tree))
+        want = expected_nodes(paged, prompt, tree)
+        for first, stop in ((0, 1), (1, 3), (3, 4), (4, 6)):
+            grown = TokenTree(tree.tokens[:stop], tree.parents[:stop])
+            chunk = Chunk(table, len(prompt), grown, first=first, num_logits=stop - first)
+            logits = paged.score(cache, [chunk]).logits
+            torch.testing.assert_close(logits, want[first:stop], rtol=0, atol=1e-10)
+            assert table.filled["target"] == len(prompt) + stop
+
+
+def test_logits_are_of_the_last_nodes_wanted():
+    paged, cache = PagedModel(tiny_model("llama")), PagedKVCache()
+    texts = [list(range(5, 12)), list(range(30, 34)), list(range(50, 55))]
+    counts = [2, 0, 5]
+    chunks = []
+    for text, count in zip(texts, counts, strict=True):
+        table = cache.open()
+        cache.stage(table, len(text))
+        chunks.append(Chunk(table, 0, TokenTree.chain(text), num_logits=count))
+    want = torch.cat([plain_rows(paged, text, n) for text, n in zip(texts, counts, strict=True) if n])
+    torch.testing.assert_close(paged.score(cache, chunks).logits, want, rtol=0, atol=1e-10)
+    assert paged.score(cache, [chunks[1]]).logits.shape == (0, 160)
+    assert paged.score(cache, [chunks[1], replace(chunks[0], num_logits=0)]).logits.shape == (0, 160)
+    with pytest.raises(ValueError, match="expected rows to compute and no more logits than rows, got 4 nodes"):
+        paged.score(cache, [replace(chunks[1], num_logits=5)])
+    with pytest.raises(ValueError, match="expected at least one chunk"):
+        paged.score(cache, [])
+
+
+def test_logits_may_be_changed_in_place():
+    """As logits processors do, outside of inference mode."""
+    paged, cache = PagedModel(tiny_model("llama")), PagedKVCache()
+    table = cache.open()
+    cache.stage(table, 1)
+    logits = paged.score(cache, [Chunk(table, 0, TokenTree.chain([5]))]).logits
+    logits[:, 3] = -torch.inf
+    assert not logits.is_inference() and not logits.requires_grad
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "deepseek_v3", "opt"])
+def test_features_are_the_outputs_of_layers(name):
+    model = tiny_model(name)
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
+    layers = (2, 0)
+    text, other = list(range(5, 16)), list(range(30, 34))
+    with PagedModel(model, feature_layers=layers) as paged:
+        cache = PagedKVCache()
+        chunks = []
+        for tokens, count in ((text, 3), (other, 1)):
+            table = cache.open()
+            cache.stage(table, len(tokens))
+            chunks.append(Chunk(table, 0, TokenTree.chain(tokens), num_logits=count))
+        both = paged.score(cache, chunks).features
+        one = paged.score(cache, chunks[:1]).features
+        paged.plain(torch.tensor([text]))  # not ours: leaves nothing behind
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    with torch.no_grad():
+        states = [model(torch.tensor([t]), output_hidden_states=True).hidden_states for t in (text, other)]
+    want = [torch.cat([s[layer + 1][0, -n:] for layer in layers], -1) for s, n in zip(states, (3, 1), strict=True)]
+    torch.testing.assert_close(both, torch.cat(want), rtol=0, atol=1e-10)
+    torch.testing.assert_close(one, want[0], rtol=0, atol=1e-10)
+    assert not both.is_inference()
+    assert paged.score(cache, chunks).features is None  # closed
+
+
+def test_feature_layers_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="expected feature_layers from 0 to 3, got 4; 0 is the first layer"):
+        PagedModel(tiny_model("llama"), feature_layers=(1, 4))
+
+
+def state_of(model):
+    """What a forward pass of ours must leave alone."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return (
+        [module.training for module in model.modules()],
+        [config._attn_implementation for config in configs.values()],
+        [(dict(m._forward_hooks), dict(m._forward_pre_hooks), set(vars(m))) for m in model.modules()],
+        [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()],
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        attention.current_step.get(None),
+    )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_model_is_left_as_it_was_found(implementation):
+    model = tiny_model("llama").train()
+    model.model.layers[1].eval()
+    model.set_attn_implementation(implementation)
+    found = state_of(model)
+    paged = PagedModel(model)
+    assert state_of(model) == found
+    assert Batch(paged, (5, 3)).run() <= EXACT[torch.float64]
+    assert state_of(model) == found
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_model_is_left_as_it_was_found_after_an_error_in_the_middle(error):
+    model = tiny_model("gemma2").train()
+    paged, cache = PagedModel(model, feature_layers=(0,)), PagedKVCache()
+    found = state_of(model)
+    table = cache.open()
+    cache.stage(table, 3)
+    chunk = Chunk(table, 0, TokenTree.chain([5, 6, 7]), num_logits=3)
+    want = paged.score(cache, [chunk])
+
+    def fail(*_):
+        raise error
+
+    hook = model.model.layers[2].mlp.register_forward_hook(fail)
+    with pytest.raises(error):
+        paged.score(cache, [chunk])
+    hook.remove()
+    assert state_of(model) == found
+    again = paged.score(cache, [chunk])
+    assert torch.equal(again.logits, want.logits) and torch.equal(again.features, want.features)
+
+
+def test_an_error_in_the_first_pass_is_forgotten():
+    """Layers that share K and V are still told apart afterwards."""
+    paged = PagedModel(tiny_model("gemma3n_text"), check=False)
+
+    def fail(*_):
+        raise RuntimeError
+
+    batch = Batch(paged, (19, 3))
+    hook = paged.model.model.layers[3].register_forward_hook(fail)
+    with pytest.raises(RuntimeError):
+        batch.score([[-1], [-1]])
+    hook.remove()
+    assert batch.run() <= EXACT[torch.float64]
+    assert batch.cache.pool("target").view(3, 0, 1) and len(paged.model.model.layers) == 6
+    with pytest.raises(KeyError):
+        batch.cache.pool("target").view(4, 0, 1)  # the last two layers store nothing
+
+
+def test_two_models_share_a_cache():
+    cache, table = PagedKVCache(), None
+    table = cache.open()
+    cache.stage(table, 3)
+    chunk = Chunk(table, 0, TokenTree.chain([5, 6, 7]), num_logits=3)
+    for pool, name in (("target", "llama"), ("draft_model", "gpt2")):
+        paged = PagedModel(tiny_model(name), pool=pool)
+        logits = paged.score(cache, [chunk]).logits
+        torch.testing.assert_close(logits, plain_rows(paged, [5, 6, 7], 3), rtol=0, atol=1e-10)
+    assert dict(table.filled) == {"target": 3, "draft_model": 3}
+
+
+def test_context_and_vocabulary():
+    for name, length in (("llama", 512), ("gpt2", 512), ("opt", 512), ("gpt_oss", 512)):
+        for check in (True, False):
+            paged = PagedModel(tiny_model(name), check=check)
+            assert (paged.max_positions, paged.vocab_size) == (length, 160)
+            assert paged.device == torch.device("cpu") and paged.dtype == torch.float64
+
+
+BART = {"vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+REFUSED = {
+    "bloom": (lambda: tiny_model("bloom"), "ALiBi inside attention"),
+    "mpt": (lambda: tiny_model("mpt"), "ALiBi inside attention"),
+    "falcon": (lambda: tiny_model("falcon", alibi=True, new_decoder_architecture=False), "ALiBi inside attention"),
+    "mamba": (lambda: tiny_model("mamba"), "cannot be cut back"),
+    "rwkv": (lambda: tiny_model("rwkv", torch.float32), "cannot be cut back"),
+    "qwen3_next": (lambda: tiny_model("qwen3_next", torch.float32), "linear_attention layers, whose state"),
+    "t5": (
+        lambda: T5(T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
+        "encoder-decoder",
+    ),
+    "bart": (lambda: BartForConditionalGeneration(BartConfig(**BART)), "encoder-decoder"),
+    "xglm": (lambda: tiny_model("xglm"), "its attention does not go through that interface"),
+    "bert": (lambda: tiny_model("bert", torch.float32, is_decoder=False), "logits after prefill differ"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_run_is_refused_with_its_name_and_reason(name):
+    build, reason = REFUSED[name]
+    model = build().eval()
+    found = state_of(model)
+    with pytest.raises(ValueError, match="expected a decoder whose attention goes through") as caught:
+        PagedModel(model)
+    message = str(caught.value)
+    assert f"got {model.config.model_type} (" in message and reason in message and "use model.generate" in message
+    assert "\n" not in message and state_of(model) == found
+
+
+def test_a_headless_model_is_refused():
+    with pytest.raises(ValueError, match="LlamaModel has no language model head"):
+        PagedModel(tiny_model("llama").model)
+
+
+def see_siblings(rows, branches=RequestRows.branches):
+    row, block = branches(rows)
+    return row, torch.zeros_like(block)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute", "mutant", "phase"),
+    [
+        ("llama", RequestRows, "branches", see_siblings, "a tree"),
+        ("llama", PagedKVCache, "_gather", lambda *_: None, "a commit"),
+        ("mistral", attention, "_scoring_of", "window", "prefill"),
+        ("llama4_text", attention, "_scoring_of", "chunk", "prefill"),
+        ("gemma2", attention, "_scoring_of", "softcap", "prefill"),
+    ],
+    ids=["siblings are visible", "kept rows do not move", "no window", "no chunks", "no softcap"],
+)
+def test_the_check_catches(monkeypatch, name, owner, attribute, mutant, phase):
+    if isinstance(mutant, str):
+        field, original = mutant, attention._scoring_of
+
+        def mutant(*arguments):
+            return replace(original(*arguments), **{field: None})
+
+    monkeypatch.setattr(owner, attribute, mutant)
+    with pytest.raises(ValueError, match=f"logits after {phase} differ from a plain forward pass"):
+        PagedModel(tiny_model(name, torch.float32))
+
+
+def test_unknown_arguments_of_attention_are_refused():
+    """A family that hands over something that changes scores is not run without it."""
+    model = tiny_model("llama")
+    for option in (torch.zeros(1), 0.5):
+        with pytest.raises(ValueError, match="LlamaAttention hands 'position_bias' to its attention"):
+            attention._scoring_of(model.model.layers[0].self_attn, {"position_bias": option})
+
+
+def test_a_step_reaches_families_that_drop_keyword_arguments(monkeypatch):
+    paged = PagedModel(tiny_model("llama"))
+    monkeypatch.setattr(paged, "_takes_step", False)
+    assert Batch(paged, (19, 3)).run() <= EXACT[torch.float64]
+
+
+def test_models_that_cannot_keep_logits_are_cut_afterwards(monkeypatch):
+    paged = PagedModel(tiny_model("llama"))
+    monkeypatch.setattr(paged, "_keeps_logits", False)
+    test_logits = Batch(paged, (19, 3))
+    assert test_logits.run() <= EXACT[torch.float64]
+
+
+def test_dispatched_models_are_left_to_accelerate(tmp_path):
+    """`device_map`: hooks of accelerate stay, and inputs go where its hooks expect them."""
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"}, dtype=torch.float64).eval()
+    assert Batch(PagedModel(model), (19, 3)).run() <= EXACT[torch.float64]
