@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
 
-PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play with her dog. One day, Lily and her dog"
+PROMPT = (
+    "Once upon a time, there was a little girl named Lily. She loved to play with her dog. One day, Lily and her dog"
+)
 NUM_DRAFT_TOKENS = 5
 # ours -> transformers' counterpart, and the share of its host time that ours may take
 GOALS = {"draft_model": ("assisted", 0.25), "ngram": ("prompt lookup", 1.0), "plain": ("generate", 1.0)}
@@ -113,7 +115,9 @@ def main(
             for name, run in runs.items():
                 torch.manual_seed(repeat)
                 samples[name].append(measure(run, *models))
-        medians = {name: [statistics.median(column) for column in zip(*s[1:], strict=True)] for name, s in samples.items()}
+        medians = {
+            name: [statistics.median(column) for column in zip(*s[1:], strict=True)] for name, s in samples.items()
+        }
         for name, (host, token) in medians.items():
             rows.append({"method": name, "do_sample": do_sample, "host_ms_per_round": host, "ms_per_token": token})
         for name, (other, goal) in GOALS.items():
@@ -121,7 +125,11 @@ def main(
             ratio = medians[name][column] / medians[other][column]
             rows.append({"ratio": f"{name} / {other}", "do_sample": do_sample, "value": ratio, "goal": goal})
     for row in rows:
-        typer.echo("  ".join(f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
+        typer.echo(
+            "  ".join(
+                f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
+            )
+        )
     if json_file is not None:
         partial = json_file.with_suffix(".partial")
         partial.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2))

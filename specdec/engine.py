@@ -2,57 +2,31 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from time import perf_counter
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from .cache import CacheFull, PagedKVCache, PageTable
-from .events import Round, Seconds, Step
-from .protocols import Drafter, Noise, RequestView, Verifier
-from .sampling import Context, Sampler
-from .stopping import Stopping
+from .events import Clock, Round, Step
+from .protocols import Drafter, Verifier
+from .request import LiveRequest, Request
 from .target import Chunk, PagedModel, Scores
 from .tree import TokenTree
 from .types import Draft, TargetRows, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to continue, and how."""
+class EngineOptions:
+    """Sizes, and what is kept for the caller."""
 
-    tokens: Sequence[int]  # the prompt, at least one token
-    sampler: Sampler
-    stopping: Stopping
-    noise: Noise
-    row: int = 0  # row of the caller's batch, for processors that depend on it
-    padding: Sequence[int] = ()  # left padding that processors and criteria see before the prompt
-    table: PageTable | None = None  # pages that hold a first part of the prompt already
-
-
-class _Live:
-    """A request being generated. `table.length == len(tokens) - 1`, once its prompt is in the cache."""
-
-    __slots__ = ("features", "rank", "request", "table", "tokens", "view")
-
-    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable) -> None:
-        self.rank, self.request, self.tokens, self.table = rank, request, tokens, table
-        self.features: Tensor | None = None
-        prompt_length = len(request.tokens)
-        self.view = RequestView(
-            rank, tokens, prompt_length, table, request.sampler, request.padding, request.row
-        )
-
-    @property
-    def is_prefilled(self) -> bool:
-        return self.table.length == len(self.tokens) - 1 and len(self.tokens) > len(self.request.tokens)
-
-    @property
-    def missing(self) -> int:
-        """Committed tokens before the pending one that are not in the cache."""
-        return len(self.tokens) - 1 - self.table.length
+    max_batch_size: int | None = None  # requests in one forward pass; None for all
+    max_prefill_tokens: int = 2048  # longest piece of a prompt in one forward pass
+    keep_scores: bool = False  # steps carry the final scores their tokens came from
+    keep_logits: bool = False  # steps carry the logits before any processor
+    keep_tables: bool = False  # pages of finished requests stay, in `tables`, until the engine is closed
 
 
 class Engine:
@@ -66,10 +40,7 @@ class Engine:
         drafter: who proposes; None for plain decoding, which is the same loop with the empty draft.
         verifier: the rule.
         cache: pages shared by target and drafter.
-        max_batch_size: requests in one forward pass; None for all.
-        max_prefill_tokens: longest piece of prompts in one forward pass.
-        keep_scores, keep_logits: whether steps carry the rows their tokens came from.
-        keep_tables: whether pages of finished requests stay, in `tables`, until the engine is closed.
+        options: sizes, and what is kept.
     """
 
     def __init__(
@@ -78,19 +49,13 @@ class Engine:
         drafter: Drafter | None,
         verifier: Verifier,
         cache: PagedKVCache,
-        *,
-        max_batch_size: int | None = None,
-        max_prefill_tokens: int = 2048,
-        keep_scores: bool = False,
-        keep_logits: bool = False,
-        keep_tables: bool = False,
+        options: EngineOptions | None = None,
     ) -> None:
         self.target, self.drafter, self.verifier, self.cache = target, drafter, verifier, cache
-        self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
-        self.keep_scores, self.keep_logits, self.keep_tables = keep_scores, keep_logits, keep_tables
+        self.options = options or EngineOptions()
         self.tables: dict[int, PageTable] = {}  # of finished requests, if kept
         self._waiting: deque[tuple[int, Request, list[int]]] = deque()
-        self._live: list[_Live] = []
+        self._live: list[LiveRequest] = []
 
     def rounds(self, requests: Iterable[Request]) -> Iterator[Round]:
         """Rounds until every request has finished; request ids count from 0 in the order given.
@@ -102,12 +67,12 @@ class Engine:
             self.drafter.open(self.cache)
         try:
             while self._waiting or self._live:
-                clock = _Clock()
+                clock = Clock()
                 self._admit()
                 clock.lap("cache")
                 drafts = self._with_room(self._propose)
                 clock.lap("draft")
-                chunks = [_chunk(live, draft.tree, live.missing) for live, draft in zip(self._live, drafts, strict=True)]
+                chunks = [live.chunk(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
                 clock.lap("cache")
                 raw = self.target.score(self.cache, chunks)
                 clock.lap("score")
@@ -124,6 +89,12 @@ class Engine:
         finally:
             self._stop()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Returns the pages of finished requests that were kept."""
         for table in self.tables.values():
@@ -134,21 +105,23 @@ class Engine:
 
     def _admit(self) -> None:
         """Opens waiting requests while there is room; equal prompts wait for the first of them and share its pages."""
-        limit = self.max_batch_size or len(self._waiting) + len(self._live)
-        budget = self.max_prefill_tokens
+        limit = self.options.max_batch_size or len(self._waiting) + len(self._live)
+        budget = self.options.max_prefill_tokens
         for _ in range(len(self._waiting)):
             if len(self._live) >= limit or budget <= 0:
                 return
             rank, request, tokens = self._waiting.popleft()
-            twin = next((live for live in self._live if live.tokens[: len(request.tokens)] == list(request.tokens)), None)
+            twin = next(
+                (live for live in self._live if live.tokens[: len(request.tokens)] == list(request.tokens)), None
+            )
             if twin is not None and not twin.is_prefilled:
                 self._waiting.append((rank, request, tokens))  # its pages are there next round
                 continue
-            live = _Live(rank, request, tokens, self._open(request, tokens, twin))
+            live = LiveRequest(rank, request, tokens, self._open(request, tokens, twin))
             self._live.append(live)
             budget -= live.missing
 
-    def _open(self, request: Request, tokens: list[int], twin: _Live | None) -> PageTable:
+    def _open(self, request: Request, tokens: list[int], twin: LiveRequest | None) -> PageTable:
         if request.table is not None:
             return self.cache.fork(request.table)
         if twin is None:
@@ -169,8 +142,10 @@ class Engine:
                 self._live.remove(youngest)
                 self._forget([youngest])
                 self._waiting.appendleft((youngest.rank, youngest.request, youngest.tokens))
+                for live in self._live:
+                    self.cache.truncate(live.table, live.table.length)  # what was staged will be drafted anew
 
-    def _forget(self, ended: Sequence[_Live]) -> None:
+    def _forget(self, ended: Sequence[LiveRequest]) -> None:
         for live in ended:
             self.cache.close(live.table)
             live.request.sampler.forget(live.request.row)
@@ -191,37 +166,31 @@ class Engine:
         drafts = [Draft.empty(live.tokens[-1]) for live in self._live]
         ready = [index for index, live in enumerate(self._live) if live.is_prefilled]
         if self.drafter is not None and ready:
-            views = [self._view(self._live[index]) for index in ready]
+            views = [self._live[index].view for index in ready]
             budgets = [self._budget(self._live[index]) for index in ready]
             noises = [self._live[index].request.noise for index in ready]
             proposals = self.drafter.propose(views, budgets, noises)
             for index, draft, budget in zip(ready, proposals, budgets, strict=True):
-                _require_sound(draft, self._live[index].tokens[-1], budget, self.target.vocab_size)
+                draft.require_sound(self._live[index].tokens[-1], budget, self.target.vocab_size)
                 drafts[index] = draft
         for live, draft in zip(self._live, drafts, strict=True):
             self.cache.stage(live.table, live.missing + len(draft))
         return drafts
 
-    def _prefill(self, live: _Live) -> None:
-        while live.missing >= self.max_prefill_tokens:
-            piece = TokenTree.chain(live.tokens[live.table.length :][: self.max_prefill_tokens])
+    def _prefill(self, live: LiveRequest) -> None:
+        while live.missing >= self.options.max_prefill_tokens:
+            piece = TokenTree.chain(live.tokens[live.table.length :][: self.options.max_prefill_tokens])
             self.cache.stage(live.table, len(piece))
             self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
             self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens.tolist())
 
-    def _view(self, live: _Live) -> RequestView:
-        return live.view if live.features is None else replace(live.view, features=live.features)
-
-    def _budget(self, live: _Live) -> int:
+    def _budget(self, live: LiveRequest) -> int:
         """Deepest useful draft: one token of the round is the target's own."""
         room = live.request.stopping.room(len(live.request.padding) + len(live.tokens)) - 1
         return max(0, min(room, self.target.max_positions - len(live.tokens)))
 
     def _finalize(self, logits: Tensor, drafts: Sequence[Draft]) -> Tensor:  # [sum of nodes, vocab]
-        contexts = [
-            Context([*live.request.padding, *live.tokens], draft.tree, live.request.row)
-            for live, draft in zip(self._live, drafts, strict=True)
-        ]
+        contexts = [live.context(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
         samplers = [live.request.sampler for live in self._live]
         if all(sampler is samplers[0] for sampler in samplers):
             return samplers[0].scores(logits, contexts)
@@ -246,18 +215,15 @@ class Engine:
             first += len(draft)
         return verdicts
 
-    def _emit(
-        self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], scores: Tensor, logits: Tensor
-    ) -> list[Step]:
+    def _emit(self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], scores: Tensor, logits: Tensor) -> list[Step]:
         """What is emitted: each accepted run, cut where a stop rule says."""
         steps, first = [], 0
         for live, draft, verdict in zip(self._live, drafts, verdicts, strict=True):
             tokens = draft.tree.tokens.tolist()
             run = [*(tokens[node] for node in verdict.path), verdict.next_token]
             rows = [first + node for node in (0, *verdict.path)]
-            kept = scores[rows] if self.keep_scores else None  # [len(run), vocab]
-            seen = [*live.request.padding, *live.tokens]
-            count, reason = live.request.stopping.cut(seen, run, kept)
+            kept = scores[rows] if self.options.keep_scores else None  # [len(run), vocab]
+            count, reason = live.request.stopping.cut(live.seen, run, kept)
             steps.append(
                 Step(
                     request_id=live.rank,
@@ -269,15 +235,13 @@ class Engine:
                     source=draft.source,
                     finish_reason=reason,
                     scores=None if kept is None else kept[:count],
-                    logits=logits[rows[:count]].float() if self.keep_logits else None,
+                    logits=logits[rows[:count]].float() if self.options.keep_logits else None,
                 )
             )
             first += len(draft)
         return steps
 
-    def _commit(
-        self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], steps: Sequence[Step], raw: Scores
-    ) -> None:
+    def _commit(self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], steps: Sequence[Step], raw: Scores) -> None:
         """Keeps the rows of what was emitted, its last token excepted: that one is pending."""
         ended, first = [], 0
         for live, draft, verdict, step in zip(list(self._live), drafts, verdicts, steps, strict=True):
@@ -293,55 +257,7 @@ class Engine:
                 ended.append(live)
         for live in ended:
             self._live.remove(live)
-            if self.keep_tables:
+            if self.options.keep_tables:
                 self.tables[live.rank] = self.cache.fork(live.table)
         if ended:
             self._forget(ended)
-
-
-def _chunk(live: _Live, tree: TokenTree, missing: int) -> Chunk:
-    """The rows to run: committed tokens that are not in the cache yet, then the tree."""
-    if missing:
-        before = live.tokens[live.table.length : -1]
-        parents = [*range(-1, missing), *(missing + parent for parent in tree.parents.tolist()[1:])]
-        tree = TokenTree.of([*before, *tree.tokens.tolist()], parents)
-    return Chunk(live.table, live.table.length, tree, num_logits=len(tree) - missing)
-
-
-def _require_sound(draft: Draft, pending: int, budget: int, vocab_size: int) -> None:
-    """Raises ValueError if a drafter broke its contract: the text would be wrong without a sign of it."""
-    tokens, parents = draft.tree.tokens.tolist(), draft.tree.parents.tolist()
-    if not tokens or tokens[0] != pending or len(parents) != len(tokens) or parents[0] != -1:
-        found = f"the root {tokens[:1]} and {len(parents)} parents of {len(tokens)} tokens"
-    elif not all(0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
-        found = f"the parents {parents[:8]}, not each before its child"
-    elif max(draft.tree.depths()) > budget:
-        found = f"depth {max(draft.tree.depths())}"
-    elif not 0 <= min(tokens) <= max(tokens) < vocab_size:
-        found = f"tokens from {min(tokens)} to {max(tokens)}"
-    elif len(draft.sampled) != len(tokens) or (draft.probs is None and bool(draft.sampled.any())):
-        found = "sampled nodes without the distributions they were drawn from"
-    else:
-        return
-    raise ValueError(
-        f"expected from {draft.source or 'the drafter'} a tree under the pending token {pending}, at most {budget} deep, "
-        f"of tokens below {vocab_size}; got {found}; mend the drafter"
-    )
-
-
-class _Clock:
-    """Sums seconds under the names of `Seconds`."""
-
-    __slots__ = ("_last", "_spent")
-
-    def __init__(self) -> None:
-        self._spent = {"draft": 0.0, "score": 0.0, "rule": 0.0, "cache": 0.0, "host": 0.0}
-        self._last = perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = perf_counter()
-        self._spent[name] += now - self._last
-        self._last = now
-
-    def seconds(self) -> Seconds:
-        return Seconds(**self._spent)

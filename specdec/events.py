@@ -1,6 +1,7 @@
-"""What happened: one `Step` per request and round, one `Round` per target call. Metrics are computed from these alone."""
+"""What happened: one `Step` per request and round, one `Round` per target call. Metrics follow from these alone."""
 
 from dataclasses import dataclass
+from time import perf_counter
 
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from torch import Tensor
 class Step:
     """What one round did for one request.
 
-    The counts are those after the stop cut: what lies behind an end-of-text token was never emitted, and is `num_wasted`.
+    The counts are those after the stop cut: what lies behind an end-of-text token was never emitted: `num_wasted`.
     """
 
     request_id: int
@@ -47,3 +48,21 @@ class Round:
     seconds: Seconds
     num_rows: int  # rows of the target forward, prompts included
     is_prefill: bool  # whether a prompt was among them
+
+
+class Clock:
+    """Sums seconds under the names of `Seconds`."""
+
+    __slots__ = ("_last", "_spent")
+
+    def __init__(self) -> None:
+        self._spent = {"draft": 0.0, "score": 0.0, "rule": 0.0, "cache": 0.0, "host": 0.0}
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = perf_counter()
+        self._spent[name] += now - self._last
+        self._last = now
+
+    def seconds(self) -> Seconds:
+        return Seconds(**self._spent)

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .cache import PagedKVCache, PageTable
-from .engine import Engine, Request
+from .engine import Engine
+from .request import Request
 from .target import PagedModel
 
 

@@ -15,7 +15,7 @@ class Noise(Protocol):
     """All randomness of one request, as pure functions of a seed and a key (algorithms.md 3.3).
 
     The four roles are disjoint streams. `start` is the number of committed tokens at the beginning of the round; it
-    strictly grows, so keys of different rounds never meet. `node` is the index of the parent node, on a chain its depth.
+    strictly grows, so keys of different rounds never meet. `node` is the index of the parent node: on a chain, depth.
     """
 
     def target_tokens(self, scores: Tensor, positions: Sequence[int]) -> Sequence[int]:
@@ -35,8 +35,11 @@ class Noise(Protocol):
         """True with probability min(1, ratio): u < ratio, strictly."""
         ...
 
-    def residual_token(self, probs: Tensor, start: int) -> int:
-        """The correction or bonus of a rule that uses q, from `probs` [vocab], which need not be normalised."""
+    def residual_token(self, probs: Tensor, position: int) -> int:
+        """What a rule that uses q emits at this position of the text, from `probs` [vocab], not always normalised.
+
+        Keyed by the position, not by the round: on a tree a round may draw several residuals, one per position.
+        """
         ...
 
 

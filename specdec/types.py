@@ -45,6 +45,26 @@ class Draft:
     def __len__(self) -> int:
         return len(self.tree)
 
+    def require_sound(self, pending: int, budget: int, vocab_size: int) -> None:
+        """Raises ValueError if a drafter broke its contract: the text would be wrong without a sign of it."""
+        tokens, parents = self.tree.tokens.tolist(), self.tree.parents.tolist()
+        if not tokens or tokens[0] != pending or len(parents) != len(tokens) or parents[0] != -1:
+            found = f"the root {tokens[:1]} and {len(parents)} parents of {len(tokens)} tokens"
+        elif not all(0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
+            found = f"the parents {parents[:8]}, not each before its child"
+        elif max(self.tree.depths()) > budget:
+            found = f"depth {max(self.tree.depths())}"
+        elif not 0 <= min(tokens) <= max(tokens) < vocab_size:
+            found = f"tokens from {min(tokens)} to {max(tokens)}"
+        elif len(self.sampled) != len(tokens) or (self.probs is None and bool(self.sampled.any())):
+            found = "sampled nodes without the distributions they were drawn from"
+        else:
+            return
+        raise ValueError(
+            f"expected from {self.source or 'the drafter'} a tree under the pending token {pending}, at most {budget} "
+            f"deep, of tokens below {vocab_size}; got {found}; mend the drafter"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TargetRows:

@@ -7,8 +7,9 @@ import specdec
 from specdec.cache import CacheFull, PagedKVCache
 from specdec.draft_models.draft_model import DraftModel
 from specdec.draft_models.ngram import NGram
-from specdec.engine import Engine, Request
+from specdec.engine import Engine, EngineOptions
 from specdec.noise import PhiloxNoise
+from specdec.request import Request
 from specdec.sampling import Sampler
 from specdec.stopping import Stopping
 from specdec.target import PagedModel
@@ -160,8 +161,12 @@ def test_a_request_larger_than_the_cache_is_refused_with_the_pages_wanted() -> N
 def test_batch_and_order_do_not_matter() -> None:
     target = PagedModel(tiny_model("llama"))
     together = requests([9, 14, 5, 11, 30], 12, do_sample=True)
-    engine = Engine(target, NGram(prompt_lookup_min=1), SampleAndMatch(), PagedKVCache(page_size=4), max_batch_size=2)
+    engine = Engine(
+        target, NGram(prompt_lookup_min=1), SampleAndMatch(), PagedKVCache(page_size=4), EngineOptions(max_batch_size=2)
+    )
     batched = texts_of(engine.rounds(together))
     for rank, request in enumerate(requests([9, 14, 5, 11, 30], 12, do_sample=True)):
-        alone = Engine(target, None, SampleAndMatch(), PagedKVCache(), max_prefill_tokens=8).rounds([request])
+        alone = Engine(target, None, SampleAndMatch(), PagedKVCache(), EngineOptions(max_prefill_tokens=8)).rounds(
+            [request]
+        )
         assert texts_of(alone)[0] == batched[rank]

@@ -80,7 +80,9 @@ def check_family(model, draft_model, vocab_size: int, batch: int) -> None:
         if not options["do_sample"] and is_comparable:
             wanted = model.generate(**inputs, **options)
             assert torch.equal(plain, wanted), f"{way}: plain differs from transformers"
-        texts = [row[mask.bool()].tolist() for row, mask in zip(plain[:, :width], inputs["attention_mask"], strict=True)]
+        texts = [
+            row[mask.bool()].tolist() for row, mask in zip(plain[:, :width], inputs["attention_mask"], strict=True)
+        ]
         texts = [text + row[width:].tolist() for text, row in zip(texts, plain, strict=True)]
         for name, drafter in drafters(draft_model, texts, vocab_size):
             ours = specdec.generate(target, **inputs, drafter=drafter, seed=11, verifier="sample_and_match", **options)
@@ -109,9 +111,7 @@ def test_greedy_text_is_the_same_under_every_rule(verifier: str) -> None:
     inputs = ragged_prompts(160, 3)
     plain = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     drafter = DraftModel(tiny_model("llama", seed=1), num_speculative_tokens=4)
-    ours = specdec.generate(
-        model, **inputs, drafter=drafter, verifier=verifier, max_new_tokens=16, do_sample=False
-    )
+    ours = specdec.generate(model, **inputs, drafter=drafter, verifier=verifier, max_new_tokens=16, do_sample=False)
     assert torch.equal(ours, plain)
 
 

@@ -1,0 +1,74 @@
+"""A request, and what is known of it while it is being generated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .cache import PageTable
+from .protocols import Noise, RequestView
+from .sampling import Context, Sampler
+from .stopping import Stopping
+from .target import Chunk
+from .tree import TokenTree
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to continue, and how."""
+
+    tokens: Sequence[int]  # the prompt, at least one token
+    sampler: Sampler
+    stopping: Stopping
+    noise: Noise
+    row: int = 0  # row of the caller's batch, for processors that depend on it
+    padding: Sequence[int] = ()  # left padding that processors and criteria see before the prompt
+    table: PageTable | None = None  # pages that hold a first part of the prompt already
+
+
+class LiveRequest:
+    """A request being generated: it grows by `tokens.extend` and by what the cache commits to `table`.
+
+    Between rounds `table.length == len(tokens) - 1`, once the prompt is in the cache.
+    """
+
+    __slots__ = ("_view", "features", "rank", "request", "table", "tokens")
+
+    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable) -> None:
+        self.rank, self.request, self.tokens, self.table = rank, request, tokens, table
+        self.features: Tensor | None = None  # of the rows committed last, if the drafter reads features
+        length = len(request.tokens)
+        self._view = RequestView(rank, tokens, length, table, request.sampler, request.padding, request.row)
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether prompt and first token are done, so that a draft may follow."""
+        return self.table.length == len(self.tokens) - 1 and len(self.tokens) > len(self.request.tokens)
+
+    @property
+    def missing(self) -> int:
+        """Committed tokens before the pending one that are not in the cache."""
+        return len(self.tokens) - 1 - self.table.length
+
+    @property
+    def seen(self) -> list[int]:
+        """What processors and criteria see: left padding, then the committed tokens."""
+        return [*self.request.padding, *self.tokens]
+
+    @property
+    def view(self) -> RequestView:
+        """What a drafter sees."""
+        return self._view if self.features is None else replace(self._view, features=self.features)
+
+    def context(self, tree: TokenTree) -> Context:
+        """What stands before the rows of `tree`."""
+        return Context(self.seen, tree, self.request.row)
+
+    def chunk(self, tree: TokenTree) -> Chunk:
+        """The rows to run: committed tokens that are not in the cache yet, then the tree."""
+        missing = self.missing
+        if missing:
+            before = self.tokens[self.table.length : -1]
+            parents = [*range(-1, missing), *(missing + parent for parent in tree.parents.tolist()[1:])]
+            tree = TokenTree.of([*before, *tree.tokens.tolist()], parents)
+        return Chunk(self.table, self.table.length, tree, num_logits=len(tree) - missing)
