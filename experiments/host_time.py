@@ -106,15 +106,15 @@ def main(
     inputs.pop("token_type_ids", None)
     rows = []
     for do_sample in (False, True):
-        options = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, "min_new_tokens": None}
+        options: dict[str, Any] = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, "min_new_tokens": None}
         if do_sample:
             options |= {"top_k": 0, "temperature": 0.8}
-        runs = methods(*models, inputs, options)
+        runs = methods(models[0], models[1], inputs, options)
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for repeat in range(repeats + 1):
             for name, run in runs.items():
                 torch.manual_seed(repeat)
-                samples[name].append(measure(run, *models))
+                samples[name].append(measure(run, models[0], models[1]))
         medians = {
             name: [statistics.median(column) for column in zip(*s[1:], strict=True)] for name, s in samples.items()
         }

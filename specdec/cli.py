@@ -59,9 +59,7 @@ class OneLineErrors(TyperGroup):
         sys.exit(code)
 
 
-app = typer.Typer(
-    cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None
-)
+app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 train_app = typer.Typer(help="Train models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 

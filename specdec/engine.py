@@ -1,7 +1,7 @@
 """The loop: propose -> score -> verify -> commit, for one request or many. Read `Engine.rounds` first."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
@@ -57,7 +57,7 @@ class Engine:
         self._waiting: deque[tuple[int, Request, list[int]]] = deque()
         self._live: list[LiveRequest] = []
 
-    def rounds(self, requests: Iterable[Request]) -> Iterator[Round]:
+    def rounds(self, requests: Iterable[Request]) -> Generator[Round]:
         """Rounds until every request has finished; request ids count from 0 in the order given.
 
         Whatever happens, also when the iterator is dropped, all pages are returned.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def generate(
     loop = speculate(
         drafter, verifier, seed, streamer=streamer, target=model if isinstance(model, PagedModel) else None
     )
-    return hf_model.generate(inputs, custom_generate=loop, **generate_kwargs)
+    return cast(Any, hf_model).generate(inputs, custom_generate=loop, **generate_kwargs)
 
 
 class speculate:  # noqa: N801 - reads as a verb where it is used

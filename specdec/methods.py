@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from .checkpoints import load_model
 from .draft_models.draft_model import DraftModel
 from .draft_models.ngram import NGram
 from .draft_models.replay import Replay
@@ -117,17 +118,6 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     if isinstance(options.get("model"), str):
         options["model"] = load_model(options["model"], target.dtype, target.device)
     return factory(**options)
-
-
-def load_model(path: str, dtype: Any, device: Any) -> PreTrainedModel:
-    """A causal LM from a folder or hub id: safetensors only, no code from the repository."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"expected a model folder or hub id with safetensors, got {path!r}: {reason}") from error
-    moved: PreTrainedModel = model.to(device)
-    return moved.eval()
 
 
 def _fitting_rule(drafter: Drafter | None, do_sample: bool) -> str:

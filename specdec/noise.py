@@ -72,9 +72,9 @@ class PhiloxNoise:
         """Whether u < ratio, strictly, for the test of draw `draw` below `node`: a ratio of zero never passes."""
         return ratio >= 1 or (ratio > 0 and self._uniform(Role.ACCEPT, start, node, draw) < ratio)
 
-    def residual_token(self, probs: Tensor, start: int) -> int:
-        """The token of position `start` of a rule that uses q, from `probs` [vocab]."""
-        return _pick(probs, self._uniform(Role.RESIDUAL, start, 0, 0))
+    def residual_token(self, probs: Tensor, position: int) -> int:
+        """The token that a rule which uses q emits at `position`, from `probs` [vocab]."""
+        return _pick(probs, self._uniform(Role.RESIDUAL, position, 0, 0))
 
     def _uniform(self, role: Role, position: int, node: int, draw: int) -> float:
         """A multiple of 2**-53 in [0, 1)."""
