@@ -28,6 +28,11 @@ MAX_CATCH_UP = 2048  # rows of one request in one forward pass
 Growth = TypeVar("Growth", BestFirst, Drawn)
 
 
+def pool_of(model: PreTrainedModel) -> str:
+    """The name of a draft model's pool: its own, so that no cache takes another model's rows for its rows."""
+    return f"draft {id(model):x}"
+
+
 @dataclass(eq=False, repr=False)
 class DraftModel:
     """A drafter that runs a causal language model of Hugging Face, one forward pass per level of all drafts.
@@ -36,7 +41,7 @@ class DraftModel:
     that it has not run, then the pending token.
 
     Args:
-        model: any causal LM with the target's vocabulary.
+        model: any causal LM with the target's vocabulary; or a `PagedModel` of one, with a pool of its own.
         num_speculative_tokens: depth of the draft.
         draft_sample_method: how a sampling request is drafted for. "greedy": the likeliest tokens, chosen;
             "probabilistic": drawn from the request's own final distribution over the draft logits, for a rule that uses
@@ -64,7 +69,7 @@ class DraftModel:
         4
     """
 
-    model: InitVar[PreTrainedModel]
+    model: InitVar[PreTrainedModel | PagedModel]
     num_speculative_tokens: int = 5
     draft_sample_method: Literal["greedy", "probabilistic", "coupled"] = "greedy"
     num_tree_nodes: int | None = None
@@ -75,12 +80,10 @@ class DraftModel:
 
     name = "draft_model"
 
-    def __post_init__(self, model: PreTrainedModel) -> None:
+    def __post_init__(self, model: PreTrainedModel | PagedModel) -> None:
         self._require_sense()
-        self.pool = (
-            f"draft {id(model):x}"  # a cache that outlives this drafter never takes another model's rows for ours
-        )
-        self._model = PagedModel(model, pool=self.pool)
+        self._model = model if isinstance(model, PagedModel) else PagedModel(model, pool=pool_of(model))
+        self.pool = self._model.pool_name
         self._vocab_size = self._model.vocab_size  # of the target, as far as is known
         self._width = 1 if self.num_tree_nodes is None else self.tree_width or DEFAULT_WIDTH
         self._num_nodes = self.num_tree_nodes or self.num_speculative_tokens

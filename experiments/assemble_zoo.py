@@ -33,7 +33,9 @@ TARGET_PURPOSE = "A small Llama that writes simple stories, prose and Python."
 DRAFT_PURPOSE = "A very small Llama, distilled from the embedded target on the target's own text."
 CARD = """# {title}
 
-{purpose} Made by `specdec train lm` (see `experiments/train_lm.py`) for this toolkit's demonstrations and tests: it runs
+{purpose}
+
+Made by `specdec train lm` (see `experiments/train_lm.py`) for demonstrations and tests of this toolkit: it runs
 everything on a fresh machine without a hub, and says nothing about speed-ups on large models. Licence: Apache-2.0.
 
 ## Data

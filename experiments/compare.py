@@ -97,8 +97,8 @@ def compare(
     if repeats < 1:
         raise ValueError(f"expected at least 1 repeat, got {repeats}; 3 or more are better")
     encoded = [models.encode(prompt.text) for prompt in prompts]
-    _check_room(models, prompts, encoded, decoding.max_new_tokens)
     field = contenders(models, decoding, names)
+    _check_room(models, prompts, encoded, decoding.max_new_tokens)
     with assistant_settings(models.draft, decoding.num_speculative_tokens):
         records = measure(models.target, encoded, field, repeats, decoding.seed, on_run)
     reference = PLAIN if decoding.do_sample else BASELINE

@@ -64,9 +64,12 @@ def describe(difference: Difference, reference: str, models: Models) -> str:
 def _table(comparison: Comparison, decoding: Decoding) -> Table:
     first = comparison.rows[0]
     how = f"temperature {decoding.temperature:g}" if decoding.do_sample else "greedy"
+    caption = f"time: {'/'.join(PARTS)} in per cent"
     size = f"{first.num_prompts} prompts, {first.num_tokens} new tokens"
-    table = Table(title=f"{size}, {how}, {decoding.num_speculative_tokens} drafted per step", box=SIMPLE_HEAD)
-    headings = ("tokens/s", "speed-up (95 %)", "tokens/step", "accepted", "/".join(PARTS) + " %", "same text")
+    table = Table(
+        title=f"{size}, {how}, {decoding.num_speculative_tokens} drafted per step", caption=caption, box=SIMPLE_HEAD
+    )
+    headings = ("tokens/s", "speed-up (95 %)", "tokens/step", "accepted", "time", "same text")
     table.add_column("method", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")

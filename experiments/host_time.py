@@ -4,8 +4,6 @@ Both sides run in one process on the same models, interleaved; forwards of targe
 subtracted. Figures are per round (per target call), the median over repeats, and the ratio of those medians.
 """
 
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +16,9 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import specdec
+
+from .results_file import write_json
+from .stamp import environment
 
 PROMPT = (
     "Once upon a time, there was a little girl named Lily. She loved to play with her dog. One day, Lily and her dog"
@@ -91,6 +92,30 @@ def methods(target: Any, draft: Any, inputs: dict[str, Any], options: dict[str, 
     }
 
 
+def compared(
+    models: list[Any], runs: dict[str, Callable[[], Any]], repeats: int, do_sample: bool
+) -> list[dict[str, Any]]:
+    """Medians of every method, measured in turns, then the ratios that have a goal."""
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            torch.manual_seed(repeat)
+            samples[name].append(measure(run, models[0], models[1]))
+    medians = {
+        name: [statistics.median(column) for column in zip(*measured[1:], strict=True)]  # the first run warms up
+        for name, measured in samples.items()
+    }
+    rows: list[dict[str, Any]] = [
+        {"method": name, "do_sample": do_sample, "host_ms_per_round": host, "ms_per_token": token}
+        for name, (host, token) in medians.items()
+    ]
+    for name, (other, goal) in GOALS.items():
+        column = 1 if name == "plain" else 0  # plain decoding is judged as a whole
+        ratio = medians[name][column] / medians[other][column]
+        rows.append({"ratio": f"{name} / {other}", "do_sample": do_sample, "value": ratio, "goal": goal})
+    return rows
+
+
 def main(
     target: Annotated[Path, typer.Option(help="folder of the target")],
     draft: Annotated[Path, typer.Option(help="folder of the draft model")],
@@ -104,36 +129,19 @@ def main(
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (target, draft)]
     inputs = dict(tokenizer(PROMPT, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for do_sample in (False, True):
-        options: dict[str, Any] = {"do_sample": do_sample, "max_new_tokens": max_new_tokens, "min_new_tokens": None}
+        options: dict[str, Any] = {"do_sample": do_sample, "max_new_tokens": max_new_tokens}
         if do_sample:
             options |= {"top_k": 0, "temperature": 0.8}
-        runs = methods(models[0], models[1], inputs, options)
-        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for repeat in range(repeats + 1):
-            for name, run in runs.items():
-                torch.manual_seed(repeat)
-                samples[name].append(measure(run, models[0], models[1]))
-        medians = {
-            name: [statistics.median(column) for column in zip(*s[1:], strict=True)] for name, s in samples.items()
-        }
-        for name, (host, token) in medians.items():
-            rows.append({"method": name, "do_sample": do_sample, "host_ms_per_round": host, "ms_per_token": token})
-        for name, (other, goal) in GOALS.items():
-            column = 1 if name == "plain" else 0  # plain decoding is judged as a whole
-            ratio = medians[name][column] / medians[other][column]
-            rows.append({"ratio": f"{name} / {other}", "do_sample": do_sample, "value": ratio, "goal": goal})
+        rows.extend(compared(models, methods(models[0], models[1], inputs, options), repeats, do_sample))
     for row in rows:
         typer.echo(
             "  ".join(
                 f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()
             )
         )
-    if json_file is not None:
-        partial = json_file.with_suffix(".partial")
-        partial.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2))
-        os.replace(partial, json_file)
+    write_json(json_file, {"environment": environment(), "models": [str(target), str(draft)], "rows": rows})
 
 
 if __name__ == "__main__":

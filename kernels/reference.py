@@ -52,10 +52,11 @@ def tree_attention(
     Example:
         >>> from specdec.kernels.rows import RequestRows
         >>> keys = torch.zeros(4, 1, 2)
-        >>> values = torch.tensor([[2.0], [4.0], [6.0], [8.0]])[:, None]
+        >>> values = torch.tensor([[3.0], [6.0], [9.0], [12.0]])[:, None]
         >>> tree = RequestRows(1, 3, 0, parents=[-1, 0, 0], depths=[0, 1, 1], first_slot=0, slots=None)
-        >>> tree_attention(torch.zeros(1, 1, 3, 2), keys, values, PackedRows([tree]), Scoring(1.0)).flatten().tolist()
-        [3.0, 4.0, 4.666666507720947]
+        >>> output = tree_attention(torch.zeros(1, 1, 3, 2), keys, values, PackedRows([tree]), Scoring(1.0))
+        >>> output.flatten().round(decimals=3).tolist()  # means of what each node sees
+        [4.5, 6.0, 7.0]
     """
     if len(rows.groups) == 1:
         return _attend(query, keys, values, rows.groups[0], scoring, sinks)

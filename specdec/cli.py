@@ -48,10 +48,10 @@ class OneLineErrors(TyperGroup):
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except Exception as error:
-            is_usage = hasattr(error, "format_message")  # typer's own, in whichever class this version keeps it
-            if debug or not (is_usage or isinstance(error, ValueError | OSError | CacheFull | torch.OutOfMemoryError)):
+            usage = getattr(error, "format_message", None)  # of typer's own, in whichever class this version keeps it
+            if debug or not (usage or isinstance(error, ValueError | OSError | CacheFull | torch.OutOfMemoryError)):
                 raise
-            message = getattr(error, "message", None) or str(error) or type(error).__name__
+            message = usage() if usage else str(error) or type(error).__name__
             sys.stderr.write(f"error: {' '.join(message.split())}\n")
             code = getattr(error, "exit_code", 1)
         if code == INTERRUPTED:
@@ -72,8 +72,8 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest continuation.")]
 NumDraft = Annotated[int, typer.Option("--num-speculative-tokens", min=1, help="Drafted tokens per step.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
-TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this mass.")]
-TopK = Annotated[int | None, typer.Option(help="Sample from so many tokens.")]
+TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Sample from so many tokens.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same text.")]
 
 

@@ -163,7 +163,7 @@ def view(processor: Any, row: int, num_rows: int | None = None) -> Processor:
     elif isinstance(processor, hf.EncoderRepetitionPenaltyLogitsProcessor):
         index = row_of(processor, row, len(processor.encoder_input_ids), num_rows)
         prompt = processor.encoder_input_ids[index : index + 1]
-        # transformers before 5.20 changes only as many rows of scores as there are prompts
+        # older versions of transformers change only as many rows of scores as there are prompts
         return lambda ids, rows: _with(processor, encoder_input_ids=prompt.expand(len(rows), -1))(ids, rows)
     elif isinstance(processor, hf.EncoderNoRepeatNGramLogitsProcessor):
         index = row_of(processor, row, processor.batch_size, num_rows)

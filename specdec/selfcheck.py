@@ -137,7 +137,7 @@ def _difference(got: Tensor, want: Tensor) -> float:  # [r, vocab] both
     """Size of the difference over that of `want`, each row's mean taken away: the largest but for the worst third."""
     got, want = got.double(), want.to(device=got.device, dtype=torch.float64)
     got, want = got - got.mean(-1, keepdim=True), want - want.mean(-1, keepdim=True)
-    sizes = ((got - want).norm(dim=-1) / want.norm(dim=-1)).tolist()
+    sizes: list[float] = ((got - want).norm(dim=-1) / want.norm(dim=-1)).tolist()
     return sorted(sizes, key=lambda size: (size != size, size))[len(sizes) - 1 - len(sizes) // 3]  # NaN is the worst
 
 

@@ -136,11 +136,11 @@ def test_doctor_reads_the_tables_that_act(specdec, tmp_path):
     assert "self-check" in finished.stdout and "passed" in finished.stdout
 
 
-def test_doctor_says_why_a_model_is_refused(specdec, tmp_path):
+def test_doctor_says_why_a_model_is_refused(specdec, folders, tmp_path):
     config = BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "bloom" / name).write_bytes(open(f"target/{name}", "rb").read())
+        (tmp_path / "bloom" / name).write_bytes((folders / "target" / name).read_bytes())
     finished = specdec(f"doctor --target {tmp_path}/bloom")
     assert finished.exit_code == 1
     assert "FAILED" in finished.stdout and "ALiBi" in finished.stdout

@@ -29,19 +29,19 @@ MISTAKES = {
     "unknown method": (f"{COMPARE} --methods ngrm", 1, "expected a known method, got 'ngrm'; did you mean 'ngram'?"),
     "method without its model": (
         "compare --target @target --prompts @prompts.jsonl --methods draft_model", 1, "need --draft"),
-    "unknown drafter": (f"generate {PAIR} --drafter ngrm", 1, "got 'ngrm'; did you mean 'ngram'?"),
+    "unknown drafter": (f"generate {PAIR} --max-new-tokens 4 --drafter ngrm", 1, "got 'ngrm'; did you mean 'ngram'?"),
     "drafter without its model": ("generate --target @target --drafter draft_model", 1, "pass --draft FOLDER"),
     "wrong dtype": (f"{COMPARE} --dtype bf16", 1, "expected a dtype of bfloat16, float16"),
     "wrong device": (f"{COMPARE} --device gpu:0", 1, "got 'gpu:0'; try cpu"),
     "no such target": ("compare --target @nowhere", 1, "there is no such folder"),
     "no such prompts": (f"compare {PAIR} --prompts @nowhere.jsonl", 1, "pass --prompts FILE"),
     "no such draft model": ("compare --target @target --draft @nowhere", 1, "there is no such folder"),
-    "other tokens": ("compare --target @target --draft @other", 1, "vocabular"),
+    "other tokens": ("compare --target @target --draft @other --prompts @prompts.jsonl", 1, "vocabular"),
     "prompt beyond the context": (f"{COMPARE} --max-new-tokens 500", 1, "within the context of 128"),
     "text beyond the context": (f"generate {PAIR} --max-new-tokens 500 x", 1, "within the context of 128"),
     "folder of the result is missing": (f"{COMPARE} --json @nowhere/c.json", 1, "a folder that exists"),
     "result is a folder": (f"{COMPARE} --json @target", 1, "expected a file to write, got a folder"),
-    "top-p out of range": (f"{COMPARE} --temperature 1 --top-p 7", 1, "top_p"),
+    "top-p out of range": (f"{COMPARE} --temperature 1 --top-p 7", 2, "'--top-p'"),
     "no corpora": ("train lm --corpora @nowhere --run @run", 1, "pass --corpora FOLDER"),
 }  # fmt: skip
 

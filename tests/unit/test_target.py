@@ -1,92 +1,17 @@
-"""The target: trees scored over the cache against plain forward passes, for many families; refusals; restoration."""
+"""The target: trees scored over the cache against plain forward passes, for many families; logits and features."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BartConfig, BartForConditionalGeneration, T5Config
-from transformers import T5ForConditionalGeneration as T5
+from transformers import AutoModelForCausalLM
 
 from specdec import attention
 from specdec.cache import PagedKVCache
-from specdec.kernels.rows import RequestRows
 from specdec.target import Chunk, PagedModel
 from specdec.tree import TokenTree
 from tests.toys.models import FAMILIES, WINDOW, real_llama, tiny_model
-
-# Largest difference over the largest logit. Most families compute in their dtype, or round the same numbers to float32
-# on both ways: 1e-10 is far above float64 (2e-16, dozens of sums) and far below float32.
-EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
-# These round sums that were made in another order to float32: softmax of eager attention, router or chunk masks.
-ROUNDED = {torch.float64: 2e-6, torch.float32: 1e-5}
-FLOAT32_INSIDE = {"deepseek_v2", "deepseek_v3", "gemma2", "gpt_oss", "llama4_text"}
-# Two guesses at each of two places, then a chain; a tree of the root alone; a comb.
-SHAPES = [[-1, 0, 0, 1, 2, 4, 5], [-1], [-1, 0, 0, 1, 1, 3]]
-# Nodes that are kept, of each shape: not those that come first.
-PATHS = [[2, 4, 5], [], [1, 4]]
-
-
-def plain_rows(paged, tokens, num_rows):
-    """Logits of the last `num_rows` of these tokens by an ordinary forward pass."""
-    return paged.plain(torch.tensor([tokens]))[0, -num_rows:]
-
-
-def expected_nodes(paged, before, tree):
-    """Logits after each node: one forward pass per leaf."""
-    rows = [None] * len(tree)
-    tokens = tree.tokens.tolist()
-    for node in reversed(range(len(tree))):
-        if rows[node] is None:
-            path = [0, *tree.path_to(node)]
-            logits = plain_rows(paged, [*before, *(tokens[i] for i in path)], len(path))
-            for row, i in zip(logits, path, strict=True):
-                rows[i] = row
-    return torch.stack(rows)
-
-
-def random_tokens(count, generator):
-    return torch.randint(5, 150, (count,), generator=generator).tolist()
-
-
-class Batch:
-    """Requests that go through prefill, trees, commits and decoding, each step compared with plain passes."""
-
-    def __init__(self, paged, lengths, page_size=4):
-        self.generator = torch.Generator().manual_seed(1)
-        self.paged, self.cache = paged, PagedKVCache(page_size=page_size)
-        self.tables = [self.cache.open() for _ in lengths]
-        self.texts = [[] for _ in lengths]
-        self.lengths, self.worst = lengths, 0.0
-
-    def score(self, shapes):
-        """Trees of these shapes with random tokens, scored in one packed pass and compared."""
-        trees = [TokenTree.of(random_tokens(len(shape), self.generator), shape) for shape in shapes]
-        chunks = []
-        for table, text, tree in zip(self.tables, self.texts, trees, strict=True):
-            self.cache.stage(table, len(tree))
-            chunks.append(Chunk(table, len(text), tree, num_logits=len(tree)))
-        logits = self.paged.score(self.cache, chunks).logits
-        want = [expected_nodes(self.paged, text, tree) for text, tree in zip(self.texts, trees, strict=True)]
-        want = torch.cat(want)
-        self.worst = max(self.worst, float((logits - want).abs().max() / want.abs().max()))
-        return trees
-
-    def commit(self, trees, paths):
-        for table, text, tree, path in zip(self.tables, self.texts, trees, paths, strict=True):
-            tokens = tree.tokens[[0, *path]].tolist()
-            self.cache.commit(table, path, tokens)
-            text.extend(tokens)
-        self.cache.check()
-
-    def run(self):
-        chains = [list(range(-1, length - 1)) for length in self.lengths]
-        self.commit(self.score(chains), [list(range(1, length)) for length in self.lengths])
-        for turn in range(2):
-            order = range(turn, turn + len(self.lengths))
-            trees = self.score([SHAPES[i % len(SHAPES)] for i in order])
-            self.commit(trees, [PATHS[i % len(PATHS)] for i in order])
-        self.commit(self.score([[-1]] * len(self.lengths)), [[]] * len(self.lengths))
-        return self.worst
+from tests.toys.scoring import EXACT, FLOAT32_INSIDE, ROUNDED, Batch, expected_nodes, plain_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -212,54 +137,6 @@ def test_feature_layers_out_of_range_are_refused():
         PagedModel(tiny_model("llama"), feature_layers=(1, 4))
 
 
-def state_of(model):
-    """What a forward pass of ours must leave alone."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    return (
-        [module.training for module in model.modules()],
-        [config._attn_implementation for config in configs.values()],
-        [(dict(m._forward_hooks), dict(m._forward_pre_hooks), set(vars(m))) for m in model.modules()],
-        [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()],
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        attention.current_step.get(None),
-    )
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_model_is_left_as_it_was_found(implementation):
-    model = tiny_model("llama").train()
-    model.model.layers[1].eval()
-    model.set_attn_implementation(implementation)
-    found = state_of(model)
-    paged = PagedModel(model)
-    assert state_of(model) == found
-    assert Batch(paged, (5, 3)).run() <= EXACT[torch.float64]
-    assert state_of(model) == found
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_model_is_left_as_it_was_found_after_an_error_in_the_middle(error):
-    model = tiny_model("gemma2").train()
-    paged, cache = PagedModel(model, feature_layers=(0,)), PagedKVCache()
-    found = state_of(model)
-    table = cache.open()
-    cache.stage(table, 3)
-    chunk = Chunk(table, 0, TokenTree.chain([5, 6, 7]), num_logits=3)
-    want = paged.score(cache, [chunk])
-
-    def fail(*_):
-        raise error
-
-    hook = model.model.layers[2].mlp.register_forward_hook(fail)
-    with pytest.raises(error):
-        paged.score(cache, [chunk])
-    hook.remove()
-    assert state_of(model) == found
-    again = paged.score(cache, [chunk])
-    assert torch.equal(again.logits, want.logits) and torch.equal(again.features, want.features)
-
-
 def test_an_error_in_the_first_pass_is_forgotten():
     """Layers that share K and V are still told apart afterwards."""
     paged = PagedModel(tiny_model("gemma3n_text"), check=False)
@@ -296,69 +173,6 @@ def test_context_and_vocabulary():
             paged = PagedModel(tiny_model(name), check=check)
             assert (paged.max_positions, paged.vocab_size) == (length, 160)
             assert paged.device == torch.device("cpu") and paged.dtype == torch.float64
-
-
-BART = {"vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
-REFUSED = {
-    "bloom": (lambda: tiny_model("bloom"), "ALiBi inside attention"),
-    "mpt": (lambda: tiny_model("mpt"), "ALiBi inside attention"),
-    "falcon": (lambda: tiny_model("falcon", alibi=True, new_decoder_architecture=False), "ALiBi inside attention"),
-    "mamba": (lambda: tiny_model("mamba"), "cannot be cut back"),
-    "rwkv": (lambda: tiny_model("rwkv", torch.float32), "cannot be cut back"),
-    "qwen3_next": (lambda: tiny_model("qwen3_next", torch.float32), "linear_attention layers, whose state"),
-    "t5": (
-        lambda: T5(T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
-        "encoder-decoder",
-    ),
-    "bart": (lambda: BartForConditionalGeneration(BartConfig(**BART)), "encoder-decoder"),
-    "xglm": (lambda: tiny_model("xglm"), "its attention does not go through that interface"),
-    "bert": (lambda: tiny_model("bert", torch.float32, is_decoder=False), "logits after prefill differ"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_run_is_refused_with_its_name_and_reason(name):
-    build, reason = REFUSED[name]
-    model = build().eval()
-    found = state_of(model)
-    with pytest.raises(ValueError, match="expected a decoder whose attention goes through") as caught:
-        PagedModel(model)
-    message = str(caught.value)
-    assert f"got {model.config.model_type} (" in message and reason in message and "use model.generate" in message
-    assert "\n" not in message and state_of(model) == found
-
-
-def test_a_headless_model_is_refused():
-    with pytest.raises(ValueError, match="LlamaModel has no language model head"):
-        PagedModel(tiny_model("llama").model)
-
-
-def see_siblings(rows, branches=RequestRows.branches):
-    row, block = branches(rows)
-    return row, torch.zeros_like(block)
-
-
-@pytest.mark.parametrize(
-    ("name", "owner", "attribute", "mutant", "phase"),
-    [
-        ("llama", RequestRows, "branches", see_siblings, "a tree"),
-        ("llama", PagedKVCache, "_gather", lambda *_: None, "a commit"),
-        ("mistral", attention, "_scoring_of", "window", "prefill"),
-        ("llama4_text", attention, "_scoring_of", "chunk", "prefill"),
-        ("gemma2", attention, "_scoring_of", "softcap", "prefill"),
-    ],
-    ids=["siblings are visible", "kept rows do not move", "no window", "no chunks", "no softcap"],
-)
-def test_the_check_catches(monkeypatch, name, owner, attribute, mutant, phase):
-    if isinstance(mutant, str):
-        field, original = mutant, attention._scoring_of
-
-        def mutant(*arguments):
-            return replace(original(*arguments), **{field: None})
-
-    monkeypatch.setattr(owner, attribute, mutant)
-    with pytest.raises(ValueError, match=f"logits after {phase} differ from a plain forward pass"):
-        PagedModel(tiny_model(name, torch.float32))
 
 
 def test_unknown_arguments_of_attention_are_refused():
