@@ -10,11 +10,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .checkpoints import load_model
-from .draft_models.draft_model import DraftModel
+from .draft_models.draft_model import DraftModel, pool_of
 from .draft_models.ngram import NGram
 from .draft_models.replay import Replay
 from .protocols import Drafter, Verifier
-from .target import PagedModel
+from .target import Learned, PagedModel
 from .types import Exactness
 from .verifiers.block import Block
 from .verifiers.greedy import Greedy
@@ -36,8 +36,8 @@ OPTION_ALIASES = {
     "max_matching_ngram_size": "prompt_lookup_max",
     "assistant_confidence_threshold": "confidence_threshold",
 }
-# One wrapper per model, so that the self-check runs once; entries vanish with their model.
-_paged: "weakref.WeakKeyDictionary[PreTrainedModel, PagedModel]" = weakref.WeakKeyDictionary()
+# The check at load runs once in the life of a model, not once per call; entries vanish with their model.
+_learned: weakref.WeakKeyDictionary[PreTrainedModel, Learned] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Method:
         return self.verifier.level
 
 
-def paged(model: PreTrainedModel) -> PagedModel:
-    """The target of this model, checked once in the model's life."""
-    if model not in _paged:
-        _paged[model] = PagedModel(model)
-    return _paged[model]
+def paged(model: PreTrainedModel, pool: str = "target") -> PagedModel:
+    """The model over pages, checked if this is the first time that it is seen."""
+    wrapped = PagedModel(model, pool, learned=_learned.get(model))
+    _learned[model] = wrapped.learned
+    return wrapped
 
 
 def method_of(drafter: Any, verifier: Any, target: PagedModel, do_sample: bool) -> Method:
@@ -117,6 +117,8 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
         raise ValueError(f"expected {', '.join(missing)} for the drafter {method!r}, got {sorted(options)}; add it")
     if isinstance(options.get("model"), str):
         options["model"] = load_model(options["model"], target.dtype, target.device)
+    if isinstance(options.get("model"), PreTrainedModel):
+        options["model"] = paged(options["model"], pool_of(options["model"]))
     return factory(**options)
 
 

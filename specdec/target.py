@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,14 @@ SWITCH = "_attn_implementation_internal"  # the attribute of a config that names
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What is known of a model that passed the check: how wide its logits are, and how its layers attend."""
+
+    vocab_size: int
+    plans: dict[Call, LayerPlan]  # by attention module; never the model itself
+
+
 class PagedModel:
     """A decoder whose K and V live in one pool of a `PagedKVCache`.
 
@@ -35,6 +44,7 @@ class PagedModel:
         pool: the name of the pool.
         feature_layers: layers whose outputs `score` also returns; 0 is the first.
         check: whether to compare a short tree with plain forward passes before the model is used.
+        learned: what another `PagedModel` of the same model learned; the check is not made again.
 
     Raises:
         ValueError: the model cannot be run this way; the message says why.
@@ -58,6 +68,7 @@ class PagedModel:
         pool: str = "target",
         feature_layers: Sequence[int] = (),
         check: bool = True,
+        learned: Learned | None = None,
     ) -> None:
         selfcheck.require_supported(model)
         self.model, self.pool_name, self.feature_layers = model, pool, tuple(feature_layers)
@@ -74,7 +85,9 @@ class PagedModel:
         self._plans: dict[Call, LayerPlan] = {}
         self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
-        if check:
+        if learned is not None:
+            self.vocab_size, self._plans = learned.vocab_size, learned.plans
+        elif check:
             try:
                 self.vocab_size = selfcheck.compare(self.plain, self.score, model, pool)
             except BaseException:
@@ -93,6 +106,11 @@ class PagedModel:
     def dtype(self) -> torch.dtype:
         """What the weights are kept in."""
         return self.model.dtype
+
+    @property
+    def learned(self) -> Learned:
+        """For the next `PagedModel` of this model."""
+        return Learned(self.vocab_size, self._plans)
 
     @property
     def layer_keys(self) -> list[int]:

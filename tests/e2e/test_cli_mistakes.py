@@ -24,7 +24,7 @@ def assert_one_line(finished, exit_code, message):
 MISTAKES = {
     "unknown command": ("comprae", 2, "No such command 'comprae'"),
     "unknown option": (f"{COMPARE} --bogus 1", 2, "--bogus"),
-    "not a number": (f"{COMPARE} --repeats many", 2, "'many'"),
+    "not a number": (f"{COMPARE} --repeats many", 2, "'--repeats'"),
     "too small": (f"{COMPARE} --num-speculative-tokens 0", 2, "'--num-speculative-tokens'"),
     "unknown method": (f"{COMPARE} --methods ngrm", 1, "expected a known method, got 'ngrm'; did you mean 'ngram'?"),
     "method without its model": (

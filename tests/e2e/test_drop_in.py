@@ -1,5 +1,8 @@
 """`specdec.generate` where `model.generate` stood: same arguments, same return types, same text."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -223,3 +226,19 @@ def test_bad_inputs_are_refused_in_one_line(model, inputs, message) -> None:
 def test_a_draft_model_of_another_vocabulary_is_refused(model) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         specdec.generate(model, IDS, drafter=tiny_model("llama", vocab_size=200), **GREEDY)
+
+
+def test_a_model_is_checked_once_and_not_kept_alive() -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    calls = []
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    specdec.generate(model, IDS, drafter=model, **GREEDY)
+    first = len(calls)
+    calls.clear()
+    specdec.generate(model, IDS, drafter=model, **GREEDY)
+    assert len(calls) < first  # no check the second time
+    hook.remove()
+    gone = weakref.ref(model)
+    del model, hook
+    gc.collect()
+    assert gone() is None

@@ -52,7 +52,7 @@ def repetition_penalty(penalty, ignored):
     try:
         return hf.RepetitionPenaltyLogitsProcessor(penalty, torch.tensor(ignored))
     except ValueError:
-        return hf.RepetitionPenaltyLogitsProcessor(penalty, max(ignored))
+        return hf.RepetitionPenaltyLogitsProcessor(penalty, min(ignored))
 
 
 class EvenTokensPenalty(hf.LogitsProcessor):

@@ -18,6 +18,7 @@ from tests.toys.processors import (
     VOCAB,
     EvenTokensPenalty,
     num_rows,
+    plain,
     ragged_contexts,
     start,
 )
@@ -102,14 +103,13 @@ def test_shorter_prefixes_come_first():
     assert len(seen) == 6
 
 
-def test_several_returned_sequences_share_the_row_of_their_prompt():
-    """`num_return_sequences=2`: batch row 3 was made from prompt 1."""
-    for make in (PER_ROW["encoder_repetition"], PER_ROW["encoder_no_repeat"]):
-        tokens = [*PROMPTS[1], PROMPTS[1][3]]
-        logits = torch.randn(1, VOCAB)
-        context = Context(tokens, TokenTree.chain(tokens[-1:]), row=3)
-        scores = Sampler([make()], num_rows=6).scores(logits, [context])
-        assert torch.equal(scores, make()(torch.tensor([tokens] * 6), logits.repeat(6, 1))[3, None])
+@pytest.mark.parametrize("name", ["encoder_repetition", "encoder_no_repeat"])
+def test_several_returned_sequences_share_the_row_of_their_prompt(name):
+    """`num_return_sequences=2`: row 3 of the batch was made from prompt 1."""
+    tokens, logits = [*PROMPTS[1], PROMPTS[1][3]], torch.randn(1, VOCAB)
+    context = Context(tokens, TokenTree.chain(tokens[-1:]), row=3)
+    scores = Sampler([PER_ROW[name]()], num_rows=2 * NUM_ROWS).scores(logits, [context])
+    assert torch.equal(scores[0], plain(lambda: [PER_ROW[name]()], tokens, 1, logits))
 
 
 def refusal(processors, **options):
@@ -146,6 +146,8 @@ def test_a_used_stateful_processor_is_refused(name):
 
 @pytest.mark.parametrize("name", ["repetition_padded", "encoder_repetition", "encoder_no_repeat", "guidance_negative"])
 def test_a_row_beyond_the_processors_batch_is_refused(name):
+    if name == "repetition_padded" and isinstance(CASES[name]()[0].prompt_ignore_length, int):
+        pytest.skip("needs a transformers whose repetition penalty knows the padding of each row")
     context = [Context(PROMPTS[0], TokenTree.chain(PROMPTS[0][-1:]), NUM_ROWS)]
     with pytest.raises(ValueError, match=r"expected .* made for every row .*, got 3 rows and row 3; "):
         Sampler(CASES[name]()).scores(torch.zeros(1, VOCAB), context)
