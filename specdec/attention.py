@@ -17,10 +17,9 @@ from .kernels import ops
 from .kernels.rows import Scoring
 from .pool import KVPool
 
-NAME = (
-    "specdec_tree"  # no "flash", "/" or ":" in it, nor "paged|" before it: transformers reads these as something else
-)
-# Arguments of attention functions that do not change scores here, or that `_plan` reads.
+# No "flash", "/" or ":" in it, nor "paged|" before it: transformers reads these as something else.
+NAME = "specdec_tree"
+# Arguments of attention functions that do not change scores here, or that `_scoring_of` reads.
 KNOWN_OPTIONS = frozenset(
     "scaling dropout sliding_window softcap s_aux specdec_step is_causal position_ids output_attentions "
     "output_hidden_states output_router_logits use_cache return_dict cache_position past_key_values "

@@ -145,17 +145,20 @@ class Engine:
                 for live in self._live:
                     self.cache.truncate(live.table, live.table.length)  # what was staged will be drafted anew
 
-    def _forget(self, ended: Sequence[LiveRequest]) -> None:
-        for live in ended:
+    def _forget(self, gone: Sequence[LiveRequest]) -> None:
+        """Returns the pages of requests that ended or were preempted; the sampler keeps what it knows of the latter."""
+        for live in gone:
             self.cache.close(live.table)
-            live.request.sampler.forget(live.request.row)
         if self.drafter is not None:
-            self.drafter.close([live.rank for live in ended])
+            self.drafter.close([live.rank for live in gone])
 
     def _stop(self) -> None:
         live, self._live = self._live, []
+        unfinished = [each.request for each in live] + [request for _, request, _ in self._waiting]
         self._waiting.clear()
         self._forget(live)
+        for request in unfinished:
+            request.sampler.forget(request.row)
 
     # ---- the four verbs
 
@@ -255,6 +258,7 @@ class Engine:
             first += len(draft)
             if step.finish_reason is not None:
                 ended.append(live)
+                live.request.sampler.forget(live.request.row)
         for live in ended:
             self._live.remove(live)
             if self.options.keep_tables:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import SynthIDTextWatermarkLogitsProcessor
 
 import specdec
 from specdec.cache import CacheFull, PagedKVCache
@@ -30,10 +31,10 @@ def state_of(model) -> tuple:
     )
 
 
-def requests(lengths: list[int], new_tokens: int, do_sample: bool = False) -> list[Request]:
+def requests(lengths: list[int], new_tokens: int, do_sample: bool = False, processors=()) -> list[Request]:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 150, (length,), generator=generator).tolist() for length in lengths]
-    sampler = Sampler(do_sample=do_sample)
+    sampler = Sampler(processors, do_sample=do_sample, num_rows=len(lengths))
     return [
         Request(prompt, sampler, Stopping(max_length=len(prompt) + new_tokens), PhiloxNoise(row), row=row)
         for row, prompt in enumerate(prompts)
@@ -148,6 +149,20 @@ def test_preempted_requests_come_to_the_same_text(do_sample: bool) -> None:
     got = texts_of(Engine(target, drafter, SampleAndMatch(), cache).rounds(requests([9, 14, 5], 20, do_sample)))
     assert got == wanted
     assert_balanced(cache)
+
+
+def test_processors_with_a_memory_survive_preemption() -> None:
+    """SynthID remembers what it saw since the prompt; a preempted request must not begin anew."""
+    watermark = {"ngram_len": 3, "keys": [3, 5, 8], "sampling_table_size": 64, "sampling_table_seed": 0}
+    watermark |= {"context_history_size": 16, "device": torch.device("cpu")}
+    texts = []
+    for max_pages in (None, 14):
+        processors = [SynthIDTextWatermarkLogitsProcessor(**watermark)]
+        engine = Engine(
+            PagedModel(tiny_model("llama")), NGram(), SampleAndMatch(), PagedKVCache(page_size=4, max_pages=max_pages)
+        )
+        texts.append(texts_of(engine.rounds(requests([9, 14, 5], 20, True, processors))))
+    assert texts[0] == texts[1]
 
 
 def test_a_request_larger_than_the_cache_is_refused_with_the_pages_wanted() -> None:

@@ -192,8 +192,7 @@ def test_a_step_reaches_families_that_drop_keyword_arguments(monkeypatch):
 def test_models_that_cannot_keep_logits_are_cut_afterwards(monkeypatch):
     paged = PagedModel(tiny_model("llama"))
     monkeypatch.setattr(paged, "_keeps_logits", False)
-    test_logits = Batch(paged, (19, 3))
-    assert test_logits.run() <= EXACT[torch.float64]
+    assert Batch(paged, (19, 3)).run() <= EXACT[torch.float64]
 
 
 def test_dispatched_models_are_left_to_accelerate(tmp_path):
