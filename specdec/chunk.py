@@ -72,10 +72,7 @@ def _one(chunk: Chunk, request: RequestRows) -> Packed:
     tokens, begin = chunk.tree.tokens, request.start + request.first
     if request.first:
         tokens = tokens[request.first :]
-    if request.depths is None:
-        positions = torch.arange(begin, request.stop)
-    else:
-        positions = torch.tensor(request.positions())
+    positions = torch.tensor([request.positions()])
     write_slot, slots = None, None
     if request.slots is None:
         assert request.first_slot is not None
@@ -85,7 +82,7 @@ def _one(chunk: Chunk, request: RequestRows) -> Packed:
     # Not a count: given one, some families run their last layers for those rows only (Gemma 4).
     keep = 0 if chunk.num_logits == chunk.num_rows else _last(chunk.num_rows, chunk.num_logits or 1)
     rows = PackedRows((request,))
-    return Packed(tokens.unsqueeze(0), positions.unsqueeze(0), rows, write_slot, slots, keep, chunk.num_logits)
+    return Packed(tokens[None], positions, rows, write_slot, slots, keep, chunk.num_logits)
 
 
 def _several(cache: PagedKVCache, chunks: Sequence[Chunk], requests: Sequence[RequestRows]) -> Packed:

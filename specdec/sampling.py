@@ -62,6 +62,7 @@ class Sampler:
         for processor in processors:
             _check(processor)
         self.do_sample = do_sample
+        self.processors = tuple(processors)
         self._stages = _stages(processors, num_rows)
         self._reads_prefix = any(not isinstance(stage, RowStage) for stage in self._stages)
         # No processor of transformers changes its argument; others may.

@@ -77,12 +77,14 @@ class PagedModel:
         head = model.get_output_embeddings()
         self.vocab_size: int = getattr(head, "out_features", None) or config.vocab_size  # width of the logits
         self._embeddings = model.get_input_embeddings()
+        self._embedding: Tensor = self._embeddings.weight  # type: ignore[assignment]
         self._modules = list(model.modules())
         self._configs = _attention_configs(self._modules)
         parameters = inspect.signature(type(model).forward).parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self._takes_step = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._plans: dict[Call, LayerPlan] = {}
+        self._is_running = False
         self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
         if learned is not None:
@@ -97,10 +99,9 @@ class PagedModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        hook = getattr(self._embeddings, "_hf_hook", None)  # accelerate: weights may be elsewhere until they are used
+        hook = self._embeddings.__dict__.get("_hf_hook")  # accelerate: weights may be elsewhere until they are used
         device = getattr(hook, "execution_device", None)
-        weight: Tensor = self._embeddings.weight  # type: ignore[assignment]
-        return weight.device if device is None else torch.device(device)
+        return self._embedding.device if device is None else torch.device(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,8 +126,15 @@ class PagedModel:
         options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
         if self._keeps_logits:
             options["logits_to_keep"] = packed.keep
-        with self._borrowed(step) as taps:
-            output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
+        with self.running():
+            token = current_step.set(step)
+            taps: dict[int, Tensor] = {}
+            self._taps = taps
+            try:
+                output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
+            finally:
+                self._taps = None
+                current_step.reset(token)
         self._plans = step.plans
         if not self._plans:
             raise selfcheck.refusal(self.model, "its attention does not go through that interface")
@@ -135,7 +143,9 @@ class PagedModel:
         logits = _logits_of(output)[0]
         if not self._keeps_logits:
             logits = _kept(logits, packed.keep)
-        features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
+        features: list[Tensor] = []
+        if self.feature_layers:
+            features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
         if not packed.num_logits:
             logits, features = logits[:0], [feature[:0] for feature in features]
         # Cloned, since an inference tensor may not be changed in place outside of inference mode, as processors do.
@@ -143,7 +153,7 @@ class PagedModel:
 
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
         """Logits of an ordinary forward pass without a cache, by the model's own attention."""
-        with self._borrowed(None):
+        with self._inferring():
             return _logits_of(self.model(input_ids=tokens.to(self.device), use_cache=False))
 
     def close(self) -> None:
@@ -161,30 +171,35 @@ class PagedModel:
         self.close()
 
     @contextmanager
-    def _borrowed(self, step: AttentionStep | None) -> Iterator[dict[int, Tensor]]:
-        """While inside, the model infers, with our attention if there is a step; yields what tapped layers put out."""
-        training = [module for module in self._modules if module.training]
+    def running(self) -> Iterator[None]:
+        """While inside, the model infers with our attention. `score` enters by itself; around several it saves time."""
+        if self._is_running:
+            yield
+            return
         found = [config[SWITCH] for config in self._configs]
-        taps: dict[int, Tensor] = {}
-        self._taps = taps
-        token = None
+        with self._inferring():
+            try:
+                self._is_running = True
+                for config in self._configs:
+                    config[SWITCH] = NAME
+                yield
+            finally:
+                self._is_running = False
+                for config, name in zip(self._configs, found, strict=True):
+                    config[SWITCH] = name
+
+    @contextmanager
+    def _inferring(self) -> Iterator[None]:
+        """While inside, the model is in evaluation mode and records nothing for gradients."""
+        training = [module for module in self._modules if module.training]
         try:
             for module in training:
                 module.training = False
-            if step is not None:
-                token = current_step.set(step)
-                for config in self._configs:
-                    config[SWITCH] = NAME
             with torch.inference_mode():
-                yield taps
+                yield
         finally:
-            self._taps = None
-            for config, name in zip(self._configs, found, strict=True):
-                config[SWITCH] = name
             for module in training:
                 module.training = True
-            if token is not None:
-                current_step.reset(token)
 
     def _tap(self, layer: int) -> RemovableHandle:
         """A hook that keeps the output of a layer during our forward passes."""

@@ -1,12 +1,13 @@
 """The draft model: whatever happened before, its rows are those of a forward from scratch."""
 
+import copy
 import random
 
 import pytest
 import torch
 
+from specdec import rollout
 from specdec.cache import CacheFull
-from specdec.draft_models import draft_model
 from specdec.draft_models.draft_model import DraftModel
 from specdec.target import PagedModel
 from tests.toys.sessions import PROMPTS, VOCAB, Session, rows_after, sampling, tiny_model
@@ -18,7 +19,7 @@ MODEL = tiny_model()
 @pytest.fixture
 def checked(monkeypatch):
     """Compares every row the draft model gives with a from-scratch forward; holds how many were compared."""
-    original, lines, count = PagedModel.score, {}, []
+    original, lines, count, twins = PagedModel.score, {}, [], {}
 
     def score(model, cache, chunks):
         scores = original(model, cache, chunks)
@@ -29,7 +30,7 @@ def checked(monkeypatch):
             assert len(prefix) == chunk.start
             for node in range(len(tree) - chunk.num_logits, len(tree)):
                 path = [int(tree.tokens[0]), *tree.tokens[tree.path_to(node)].tolist()]
-                wanted.append(rows_after([*prefix, *path], model.model)[-1])
+                wanted.append(rows_after([*prefix, *path], twins[model.model])[-1])
             lines[id(chunk.table)] = [*prefix, *tree.tokens.tolist()][chunk.table.length :]
         if wanted:
             torch.testing.assert_close(scores.logits, torch.stack(wanted), rtol=0, atol=TOLERANCE)
@@ -37,6 +38,8 @@ def checked(monkeypatch):
         return scores
 
     def watch(drafter):  # from here on: building a drafter runs its model, too
+        model = drafter._model.model
+        twins[model] = copy.deepcopy(model)  # the model itself is still set to our attention when rows are compared
         monkeypatch.setattr(PagedModel, "score", score)
         return drafter
 
@@ -125,7 +128,7 @@ def test_budget_zero_runs_nothing(monkeypatch):
 
 
 def test_long_gaps_are_caught_up_in_pieces(monkeypatch, checked):
-    monkeypatch.setattr(draft_model, "MAX_CATCH_UP", 3)
+    monkeypatch.setattr(rollout, "MAX_CATCH_UP", 3)
     session = Session(checked(DraftModel(MODEL, 2)))
     session.propose([2, 2, 2])
     assert checked.count[:6] == [0] * 5 + [3]  # 7 rows: two pieces, 0 rows: none, 10 rows: three; then all together

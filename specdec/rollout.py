@@ -1,0 +1,77 @@
+"""Drafting with a model that keeps rows of its own: what it has to catch up on, and which rows its tree lies in."""
+
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from .growth import BestFirst, Drawn
+from .protocols import RequestView
+from .sampling import Context
+from .target import Chunk
+from .tree import TokenTree
+
+MAX_CATCH_UP = 2048  # rows of one request in one forward pass
+
+Growth = TypeVar("Growth", BestFirst, Drawn)
+
+
+def catch_up(view: RequestView, pool: str) -> list[Chunk]:
+    """The rows that `pool` missed and the pending token, in pieces; the last one ends with the pending token."""
+    table, stop = view.table, view.table.length + 1
+    present = min(table.filled.get(pool, 0), table.length)
+    starts = list(range(present, stop, MAX_CATCH_UP))
+    return [
+        Chunk(table, start, TokenTree.chain(view.tokens[start : min(start + MAX_CATCH_UP, stop)]), num_logits=last)
+        for start, last in zip(starts, [0] * (len(starts) - 1) + [1], strict=True)
+    ]
+
+
+class Rollout(Generic[Growth]):
+    """The drafting for one request: its growing draft, and which of its nodes the model has run, in which row.
+
+    rows   0 ... length | length       | length + 1 ...
+           committed    | the pending  | frontier of level 1, of level 2, ...
+    """
+
+    def __init__(self, view: RequestView, growth: Growth, pool: str) -> None:
+        self.view, self.table, self._pool = view, view.table, pool
+        self.growth: Growth = growth
+        self._rows = {0: 0}  # node -> row, counted from the pending token's
+        self._tokens, self._parents = [view.tokens[-1]], [-1]  # by row
+        self._tree, self._first = TokenTree.chain(self._tokens), 0  # of the rows, and the first of the last chunk
+
+    def early_pieces(self) -> list[Chunk]:
+        """Missed rows that are too many for one forward pass with everything else."""
+        return catch_up(self.view, self._pool)[:-1]
+
+    def first_chunk(self) -> Chunk:
+        """The rows that were missed, and the pending token."""
+        return catch_up(self.view, self._pool)[-1]
+
+    def next_chunk(self) -> Chunk:
+        """The frontier."""
+        first = self._first = len(self._tokens)
+        for node in self.growth.frontier:
+            self._rows[node] = len(self._tokens)
+            self._tokens.append(self.growth.tokens[node])
+            self._parents.append(self._rows[self.growth.parents[node]])
+        is_chain = self._parents == list(range(-1, len(self._parents) - 1))
+        self._tree = TokenTree.chain(self._tokens) if is_chain else TokenTree.of(self._tokens, self._parents)
+        return Chunk(self.table, self.table.length, self._tree, first, num_logits=len(self._tokens) - first)
+
+    def context(self) -> Context:
+        """What stands before the rows of the last chunk, for processors."""
+        tokens = [*self.view.padding, *self.view.tokens] if self.view.padding else self.view.tokens
+        return Context(tokens, self._tree, self.view.row, self._first)
+
+
+def path_scores(order: list[int], rows: list[Tensor], num_views: int) -> list[list[float]]:
+    """Per view the summed log-probabilities of its likeliest tokens, zero for the pending one."""
+    scores = [[0.0] for _ in range(num_views)]
+    if rows:
+        logits = torch.cat(rows).float()
+        gains: list[float] = (logits.max(-1).values - logits.logsumexp(-1)).tolist()
+        for index, gain in zip(order, gains, strict=True):
+            scores[index].append(scores[index][-1] + gain)
+    return scores
