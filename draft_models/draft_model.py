@@ -59,8 +59,7 @@ class DraftModel:
         >>> from specdec.noise import PhiloxNoise
         >>> from specdec.sampling import Sampler
         >>> cache = PagedKVCache()
-        >>> drafter.open(cache)
-        >>> view = RequestView(0, [5, 7], prompt_length=2, table=cache.open([5]), sampler=Sampler())
+        >>> view = RequestView(0, [5, 7], prompt_length=2, table=cache.open([5]), sampler=Sampler(), cache=cache)
         >>> cache.stage(view.table, 1)
         >>> cache.commit(view.table, [], [5])  # the target has run the prompt but for the pending token
         >>> len(drafter.propose([view], [9], [PhiloxNoise(0)])[0])  # the pending token and three drafted ones
@@ -90,43 +89,42 @@ class DraftModel:
         guess = [first * factor**rank for rank in range(self._width)]
         self._shapes = [static_shape(guess, self._num_nodes, d) for d in range(self.num_speculative_tokens + 1)]
         self.needs = DrafterNeeds(
-            noise=self.draft_sample_method == "coupled",
-            pool=True,
             tree=self.num_tree_nodes is not None,
             sampled=self.draft_sample_method == "probabilistic",
         )
-        self._cache: PagedKVCache | None = None
 
     def check(self, target: PagedModel) -> None:
         """Adopts the width of the target's rows.
 
         Raises:
-            ValueError: the vocabularies cannot be the same.
+            ValueError: the vocabularies cannot be the same, or the target keeps its rows in the same pool.
         """
+        if self.pool == target.pool_name:
+            raise ValueError(
+                f"expected a draft model with a pool of its own, got the target's {self.pool!r}; pass the model, "
+                "or PagedModel(model, pool='draft')"
+            )
         check_vocabulary(target.vocab_size, self._model.vocab_size)
         self._vocab_size = target.vocab_size
 
-    def open(self, cache: PagedKVCache) -> None:
-        """Adds the pool of the draft model's rows to `cache`."""
-        cache.pool(self.pool)
-        self._cache = cache
-
     def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
         """What the draft model says next, a chain or tree per view."""
-        assert self._cache is not None, "open comes before propose"
+        if not views:
+            return []
+        cache = views[0].cache
         depths = [self._depth(view, budget) for view, budget in zip(views, budgets, strict=True)]
         if all(self._takes_the_likeliest(view) for view in views):
-            return self._likeliest_chains(self._cache, views, depths)
+            return self._likeliest_chains(cache, views, depths)
         chosen: dict[int, Rollout[BestFirst]] = {}
         drawn: dict[int, Rollout[Drawn]] = {}
         for index, (view, depth, noise) in enumerate(zip(views, depths, noises, strict=True)):
             if depth < 1:
                 continue
             if view.sampler.do_sample and self.draft_sample_method != "greedy":
-                drawn[index] = self._drawn_run(self._cache, view, depth, noise)
+                drawn[index] = self._drawn_run(cache, view, depth, noise)
             else:
-                chosen[index] = self._chosen_run(self._cache, view, depth)
-        self._grow(self._cache, list(chosen.values()), list(drawn.values()))
+                chosen[index] = self._chosen_run(cache, view, depth)
+        self._grow(cache, list(chosen.values()), list(drawn.values()))
         runs: dict[int, _AnyRun] = {**chosen, **drawn}
         if self.num_tree_nodes is not None:  # accepted rows of a tree do not lie where they would have to stay
             for run in runs.values():
@@ -156,8 +154,8 @@ class DraftModel:
         live = [index for index, depth in enumerate(depths) if depth > 0]
         drafted = [[view.tokens[-1]] for view in views]
         chunks = []
-        for view in (views[index] for index in live):
-            cache.stage(view.table, self.num_speculative_tokens + 1)
+        for index, view in ((index, views[index]) for index in live):
+            cache.stage(view.table, depths[index] + 1)
             *early, last = catch_up(view, self.pool)
             for piece in early:
                 self._model.score(cache, [piece])

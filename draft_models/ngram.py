@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
-from specdec.cache import PagedKVCache
 from specdec.protocols import DrafterNeeds, Noise, RequestView
 from specdec.tree import TokenTree
 from specdec.types import Draft
@@ -59,9 +58,6 @@ class NGram:
         self.needs = DrafterNeeds(tree=num_branches > 1)
         self.sizes = range(prompt_lookup_max, prompt_lookup_min - 1, -1)  # longest first
         self._indices: dict[int, _Index] = {}
-
-    def open(self, cache: PagedKVCache) -> None:
-        """Nothing to prepare."""
 
     def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
         """What followed the longest match, one chosen chain or tree per view."""

@@ -17,8 +17,11 @@ class Replay:
     views, and a target that says what was recorded accepts each tested token independently with probability
     `acceptance`. Once the text differs from the record, or the record ends, the draft is empty.
 
+    The prompt is not part of a record: give `sequence[prompt_length:]`. With the prompt in front, the text differs from
+    the record at once and nothing is ever drafted. That cannot be refused, for a text may well repeat its prompt.
+
     Args:
-        continuation: what follows the prompt, per request id; a sequence counts requests from 0.
+        continuation: the new tokens alone, without the prompt, per request id; a sequence counts requests from 0.
         acceptance: probability that a drafted token is right.
         num_speculative_tokens: longest draft.
         seed: of the errors.

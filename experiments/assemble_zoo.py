@@ -132,6 +132,8 @@ def main(
         shutil.copytree(run / "model", FOLDER / name, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
     shutil.rmtree(FOLDER / "tokenizer", ignore_errors=True)
     shutil.copytree(target_run / "tokenizer", FOLDER / "tokenizer")
+    for path in FOLDER.rglob("*.*"):
+        path.chmod(0o644)
     target, draft, _ = specdec.load_embedded()
     figures = acceptance(target, draft, load_tokenizer(str(FOLDER / "tokenizer")), held_out_prompts(corpora))
     lines = [

@@ -41,6 +41,11 @@ class Decoding:
     top_k: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for option, value in (("--top-p", self.top_p), ("--top-k", self.top_k)):
+            if value is not None and not self.do_sample:
+                raise ValueError(f"expected --temperature above 0 with {option}, got 0; add --temperature 1")
+
     @property
     def do_sample(self) -> bool:
         return self.temperature > 0

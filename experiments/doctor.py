@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from specdec.inputs import OTHER_METHODS, UNAVAILABLE_OUTPUTS
+from specdec.options import OTHER_METHODS, UNAVAILABLE_OUTPUTS
 from specdec.methods import DRAFTERS, VERIFIERS
 from specdec.sampling import REFUSED
 from specdec.selfcheck import FOREIGN_LAYERS

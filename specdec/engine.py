@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from .cache import CacheFull, PagedKVCache, PageTable
 from .events import Clock, Round, Step
 from .protocols import Drafter, Verifier
 from .request import LiveRequest, Request
-from .target import Chunk, PagedModel, Scores
+from .target import Chunk, PagedModel
 from .tree import TokenTree
 from .types import Draft, TargetRows, Verdict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Engine:
     """Runs requests to their end, a round at a time.
 
     A request's first round is plain: its prompt and its first token are one forward pass, so speculation never delays
-    the first token. When pages run out, the youngest request is preempted and computed again later, to the same text.
+    the first token. When pages run out, the youngest request is preempted and computed again later: to the same text
+    with a pathwise rule, to a text of the same distribution with the others, whose draws depend on the rounds.
 
     Args:
         target: the model whose text is wanted.
@@ -56,6 +59,7 @@ class Engine:
         self.tables: dict[int, PageTable] = {}  # of finished requests, if kept
         self._waiting: deque[tuple[int, Request, list[int]]] = deque()
         self._live: list[LiveRequest] = []
+        self._is_full = False  # a request was preempted, and none has ended since
 
     def rounds(self, requests: Iterable[Request]) -> Generator[Round]:
         """Rounds until every request has finished; request ids count from 0 in the order given.
@@ -63,14 +67,14 @@ class Engine:
         Whatever happens, also when the iterator is dropped, all pages are returned.
         """
         self._waiting.extend((rank, request, list(request.tokens)) for rank, request in enumerate(requests))
-        if self.drafter is not None:
-            self.drafter.open(self.cache)
         try:
             while self._waiting or self._live:
                 clock = Clock()
                 self._admit()
                 clock.lap("cache")
-                drafts = self._with_room(self._propose)
+                num_early = self._with_room(self._prefill)
+                clock.lap("score")
+                drafts = self._with_room(self._propose, alone=self._stage_plain)
                 clock.lap("draft")
                 chunks = [live.chunk(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
                 clock.lap("cache")
@@ -82,9 +86,9 @@ class Engine:
                 is_prefill = any(not live.is_prefilled for live in self._live)
                 steps = self._emit(drafts, verdicts, scores, raw.logits)
                 clock.lap("host")
-                self._commit(drafts, verdicts, steps, raw)
+                self._commit(verdicts, steps)
                 clock.lap("cache")
-                num_rows = sum(len(chunk.tree) - chunk.first for chunk in chunks)
+                num_rows = num_early + sum(chunk.num_rows for chunk in chunks)
                 yield Round(tuple(steps), clock.seconds(), num_rows, is_prefill)
         finally:
             self._stop()
@@ -107,6 +111,8 @@ class Engine:
         """Opens waiting requests while there is room; equal prompts wait for the first of them and share its pages."""
         limit = self.options.max_batch_size or len(self._waiting) + len(self._live)
         budget = self.options.max_prefill_tokens
+        if self._is_full and self._live:
+            return
         for _ in range(len(self._waiting)):
             if len(self._live) >= limit or budget <= 0:
                 return
@@ -117,7 +123,8 @@ class Engine:
             if twin is not None and not twin.is_prefilled:
                 self._waiting.append((rank, request, tokens))  # its pages are there next round
                 continue
-            live = LiveRequest(rank, request, tokens, self._open(request, tokens, twin))
+            table = self._open(request, tokens, twin)
+            live = LiveRequest(rank, request, tokens, table, self.cache)
             self._live.append(live)
             budget -= live.missing
 
@@ -130,20 +137,30 @@ class Engine:
         self.cache.truncate(table, len(request.tokens) - 1)
         return table
 
-    def _with_room(self, action: Callable[[], list[Draft]]) -> list[Draft]:
-        """The action's result; preempts the youngest request and tries again when pages run out."""
+    def _with_room(self, action: Callable[[], T], alone: Callable[[], T] | None = None) -> T:
+        """The action's result; when pages run out, preempts the youngest request and tries again.
+
+        The last request tries `alone` instead, which wants fewer pages. A preempted one waits until another has ended.
+        """
         while True:
             try:
                 return action()
             except CacheFull:
-                if len(self._live) == 1:
+                if len(self._live) == 1 and alone is None:
                     raise
-                youngest = max(self._live, key=lambda live: live.rank)
-                self._live.remove(youngest)
-                self._forget([youngest])
-                self._waiting.appendleft((youngest.rank, youngest.request, youngest.tokens))
+                if len(self._live) == 1:
+                    assert alone is not None
+                    action, alone = alone, None
+                else:
+                    self._preempt(max(self._live, key=lambda live: live.rank))
                 for live in self._live:
                     self.cache.truncate(live.table, live.table.length)  # what was staged will be drafted anew
+
+    def _preempt(self, live: LiveRequest) -> None:
+        self._live.remove(live)
+        self._forget([live])
+        self._waiting.appendleft((live.rank, live.request, live.tokens))
+        self._is_full = True
 
     def _forget(self, gone: Sequence[LiveRequest]) -> None:
         """Returns the pages of requests that ended or were preempted; the sampler keeps what it knows of the latter."""
@@ -153,7 +170,7 @@ class Engine:
             self.drafter.close([live.rank for live in gone])
 
     def _stop(self) -> None:
-        live, self._live = self._live, []
+        live, self._live, self._is_full = self._live, [], False
         unfinished = [each.request for each in live] + [request for _, request, _ in self._waiting]
         self._waiting.clear()
         self._forget(live)
@@ -162,10 +179,20 @@ class Engine:
 
     # ---- the four verbs
 
-    def _propose(self) -> list[Draft]:
-        """A draft per live request, with pages for it; prompts that are long are run up to their last piece."""
+    def _prefill(self) -> int:
+        """The number of prompt rows that were run ahead, so that what is left fits into one forward pass."""
+        num_rows, size = 0, self.options.max_prefill_tokens
         for live in self._live:
-            self._prefill(live)
+            while live.missing >= size:
+                piece = TokenTree.chain(live.tokens[live.table.length :][:size])
+                self.cache.stage(live.table, len(piece))
+                self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
+                self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens.tolist())
+                num_rows += len(piece)
+        return num_rows
+
+    def _propose(self) -> list[Draft]:
+        """A draft per live request, with pages for it; the empty one in a request's first round."""
         drafts = [Draft.empty(live.tokens[-1]) for live in self._live]
         ready = [index for index, live in enumerate(self._live) if live.is_prefilled]
         if self.drafter is not None and ready:
@@ -176,16 +203,15 @@ class Engine:
             for index, draft, budget in zip(ready, proposals, budgets, strict=True):
                 draft.require_sound(self._live[index].tokens[-1], budget, self.target.vocab_size)
                 drafts[index] = draft
+        return self._staged(drafts)
+
+    def _stage_plain(self) -> list[Draft]:
+        return self._staged([Draft.empty(live.tokens[-1]) for live in self._live])
+
+    def _staged(self, drafts: list[Draft]) -> list[Draft]:
         for live, draft in zip(self._live, drafts, strict=True):
             self.cache.stage(live.table, live.missing + len(draft))
         return drafts
-
-    def _prefill(self, live: LiveRequest) -> None:
-        while live.missing >= self.options.max_prefill_tokens:
-            piece = TokenTree.chain(live.tokens[live.table.length :][: self.options.max_prefill_tokens])
-            self.cache.stage(live.table, len(piece))
-            self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
-            self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens.tolist())
 
     def _budget(self, live: LiveRequest) -> int:
         """Deepest useful draft: one token of the round is the target's own."""
@@ -226,7 +252,10 @@ class Engine:
             run = [*(tokens[node] for node in verdict.path), verdict.next_token]
             rows = [first + node for node in (0, *verdict.path)]
             kept = scores[rows] if self.options.keep_scores else None  # [len(run), vocab]
-            count, reason = live.request.stopping.cut(live.seen, run, kept)
+            rows_seen = None if kept is None else [*live.scores, *kept.unbind()]
+            count, reason = live.request.stopping.cut(live.seen, run, rows_seen)
+            if rows_seen is not None:
+                live.scores = rows_seen[: len(live.scores) + count]
             steps.append(
                 Step(
                     request_id=live.rank,
@@ -244,18 +273,15 @@ class Engine:
             first += len(draft)
         return steps
 
-    def _commit(self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], steps: Sequence[Step], raw: Scores) -> None:
+    def _commit(self, verdicts: Sequence[Verdict], steps: Sequence[Step]) -> None:
         """Keeps the rows of what was emitted, its last token excepted: that one is pending."""
-        ended, first = [], 0
-        for live, draft, verdict, step in zip(list(self._live), drafts, verdicts, steps, strict=True):
+        ended = []
+        for live, verdict, step in zip(list(self._live), verdicts, steps, strict=True):
             missing = live.missing
             path = verdict.path[: len(step.tokens) - 1]
             kept = [*range(1, missing + 1), *(missing + node for node in path)]
             live.tokens.extend(step.tokens)
             self.cache.commit(live.table, kept, live.tokens[live.table.length : -1])
-            if raw.features is not None:
-                live.features = raw.features[[first + node for node in (0, *path)]]
-            first += len(draft)
             if step.finish_reason is not None:
                 ended.append(live)
                 live.request.sampler.forget(live.request.row)
@@ -264,4 +290,5 @@ class Engine:
             if self.options.keep_tables:
                 self.tables[live.rank] = self.cache.fork(live.table)
         if ended:
+            self._is_full = False
             self._forget(ended)

@@ -25,6 +25,12 @@ def import_cache(engine: Engine, requests: Sequence[Request], past: Any) -> Iter
     if past is None or past.get_seq_length() == 0:
         yield list(requests)
         return
+    for layer in past.layers:
+        if getattr(layer, "keys", None) is None or len(layer.keys) != len(requests):
+            got = "a layer without keys" if getattr(layer, "keys", None) is None else len(layer.keys)
+            raise ValueError(
+                f"expected past_key_values of a batch of {len(requests)}, got {got}; leave past_key_values unset"
+            )
     tables: list[PageTable] = []
     try:
         for index, request in enumerate(requests):
@@ -51,10 +57,23 @@ def _fill(engine: Engine, table: PageTable, request: Request, past: Any, index: 
     slots = cache.slots(table, 0, num_rows)
     pool = cache.pool(target.pool_name)
     for key, layer in zip(keys, past.layers, strict=True):
+        _require_rows(layer, length, num_rows)
         rows = [_last_rows(tensor[index], length, num_rows).to(target.dtype) for tensor in (layer.keys, layer.values)]
         pool.write(key, rows[0], rows[1], slots.to(rows[0].device))
     table.filled[target.pool_name] = num_rows
     cache.commit(table, list(range(1, num_rows)), list(request.tokens[:num_rows]))
+
+
+def _require_rows(layer: Any, length: int, num_rows: int) -> None:
+    """Raises if the layer lacks a row that a later token sees: a window sees one less than its size, and itself."""
+    held = min(length, layer.keys.shape[-2])
+    window = getattr(layer, "sliding_window", None) or layer.get_max_cache_shape()
+    needed = min(num_rows, window - 1) if getattr(layer, "is_sliding", False) else num_rows
+    if held < needed:
+        raise ValueError(
+            f"expected past_key_values with the last {needed} rows in each layer, got a layer with {held}; "
+            "leave past_key_values unset"
+        )
 
 
 def _last_rows(tensor: Tensor, length: int, num_rows: int) -> Tensor:  # [heads, s, dim] -> [num_rows, heads, dim]

@@ -1,23 +1,24 @@
 """The drop-in: `generate` beside `model.generate`, and `speculate` for its `custom_generate`."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList
-from transformers.generation.stopping_criteria import StopStringCriteria
+from transformers import PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .cache import PagedKVCache
 from .engine import Engine, EngineOptions
 from .events import Round, Step
 from .exchange import export_cache, import_cache
-from .inputs import Prompts, refuse, with_aliases
+from .inputs import Prompts
 from .methods import method_of, paged
 from .metrics import Metrics, summarize
 from .noise import request_seed
+from .options import Options, refuse, require_available, with_aliases, with_stop_strings
 from .request import Request
 from .sampling import Sampler
 from .stopping import Stopping
@@ -62,12 +63,16 @@ def generate(
         inputs: [batch, length] token ids, left-padded with `attention_mask`; also as `input_ids=`.
         drafter: None for plain decoding, the name of a method ("ngram", "draft_model", ...), a mapping like vLLM's
             `speculative_config` (`{"method": "ngram", "num_speculative_tokens": 5}`), a Hugging Face model (used as
-            draft model), or a `Drafter`. The Hugging Face spellings `assistant_model`, `num_assistant_tokens` and
-            `prompt_lookup_num_tokens` work as well.
+            draft model), or a `Drafter`. The Hugging Face spellings work as well: `assistant_model` with
+            `num_assistant_tokens` and `assistant_confidence_threshold`, and `prompt_lookup_num_tokens`.
         verifier: name of the rule, or a `Verifier`; "auto" takes the one that fits the drafter.
         seed: same seed, same text, whatever the drafter; one for all rows or one per row. None draws one from torch's
-            generator, so `torch.manual_seed` makes a run repeatable. It is recorded in the result.
+            generator when sampling, so `torch.manual_seed` makes a run repeatable. It is recorded in the result.
         **generate_kwargs: anything `model.generate` takes, streamers and stop strings included.
+
+    Two differences are meant. A row that has ended is filled with the padding token, always; without an EOS token
+    transformers lets it run on until every row has ended. And `past_key_values` is copied, not extended: the extended
+    cache is in the output, so it takes `return_dict_in_generate=True`.
 
     Returns:
         Token ids [batch * num_return_sequences, length], or with `return_dict_in_generate=True` a
@@ -86,35 +91,31 @@ def generate(
         True
     """
     hf_model = model.model if isinstance(model, PagedModel) else model
-    if "input_ids" in generate_kwargs:
+    if generate_kwargs.get("input_ids") is not None:
+        if inputs is not None:
+            raise ValueError("expected the prompt once, got inputs and input_ids; pass one of them")
         inputs = generate_kwargs.pop("input_ids")
-    if generate_kwargs.get("custom_generate") is not None:
-        raise ValueError("expected no custom_generate, got one; call model.generate with it, or specdec without it")
     if inputs is not None and inputs.shape[-1] == 0:
         raise ValueError("expected a prompt of at least one token, got an empty one; begin with the model's bos token")
-    drafter = with_aliases(drafter, generate_kwargs)
-    streamer, tokenizer = generate_kwargs.get("streamer"), generate_kwargs.pop("tokenizer", None)
-    stop_strings = generate_kwargs.pop("stop_strings", None)
-    if stop_strings is None and generate_kwargs.get("generation_config") is None:
-        stop_strings = hf_model.generation_config.stop_strings
-    if stop_strings is not None:
-        if tokenizer is None:
-            raise ValueError("expected tokenizer= together with stop_strings, got none; pass the model's tokenizer")
-        criteria = generate_kwargs.pop("stopping_criteria", None) or []
-        generate_kwargs["stopping_criteria"] = StoppingCriteriaList(
-            [*criteria, StopStringCriteria(tokenizer, stop_strings)]
-        )
+    options = Options(hf_model, generate_kwargs)
+    require_available(options)
+    drafter = with_aliases(drafter, options)
+    with_stop_strings(options)
     loop = speculate(
-        drafter, verifier, seed, streamer=streamer, target=model if isinstance(model, PagedModel) else None
+        drafter,
+        verifier,
+        seed,
+        streamer=options.get("streamer"),
+        target=model if isinstance(model, PagedModel) else None,
     )
-    return cast(Any, hf_model).generate(inputs, custom_generate=loop, **generate_kwargs)
+    return cast(Any, hf_model).generate(inputs, custom_generate=loop, **options.kwargs)
 
 
 class speculate:  # noqa: N801 - reads as a verb where it is used
     """A decoding loop for `model.generate(..., custom_generate=specdec.speculate("ngram"))`.
 
-    transformers does not hand `streamer`, `tokenizer` and `assistant_model` to such a loop: give the streamer here, and
-    use `specdec.generate` for stop strings.
+    transformers does not hand `streamer`, `tokenizer`, `assistant_model`, `assistant_tokenizer` and `synced_gpus` to
+    such a loop: give streamer and drafter here, and use `specdec.generate` for stop strings.
 
     Example:
         >>> import specdec
@@ -154,6 +155,11 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
         """The decoding loop that transformers calls."""
         config = generation_config
         refuse(config, model_kwargs, synced_gpus)
+        if self.drafter is None and config.prompt_lookup_num_tokens is not None:
+            raise ValueError(
+                f"expected the drafter as speculate(...), got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}; "
+                "pass speculate({'method': 'ngram', 'num_speculative_tokens': ...}), or call specdec.generate"
+            )
         streamer = streamer or self.streamer
         if streamer is not None and len(input_ids) > 1:
             raise ValueError(f"expected a batch of 1 with a streamer, got {len(input_ids)}; stream requests one by one")
@@ -161,7 +167,7 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
         prompts = Prompts(input_ids, model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"))
         prompts.check(target, config.max_length)
         method = method_of(self.drafter, self.verifier, target, config.do_sample)
-        seeds = _seeds(self.seed, len(input_ids))
+        seeds = _seeds(self.seed, len(input_ids), config.do_sample)
         sampler = Sampler(logits_processor, config.do_sample, num_rows=len(input_ids))
         stopping = Stopping(stopping_criteria, config.max_length, device=input_ids.device)
         options = _engine_options(config)
@@ -185,14 +191,15 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
             streamer.end()
 
 
-def _seeds(seed: int | Sequence[int] | None, num_rows: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    if isinstance(seed, int):
-        return tuple(request_seed(seed, row) for row in range(num_rows))
-    if len(seed) != num_rows:
-        raise ValueError(f"expected one seed, or one per row of the batch of {num_rows}, got {len(seed)}")
-    return tuple(seed)
+def _seeds(seed: Any, num_rows: int, do_sample: bool) -> tuple[int, ...]:
+    if seed is None:  # a greedy text depends on none, and leaves torch's generator alone
+        seed = int(torch.randint(2**62, ())) if do_sample else 0
+    if isinstance(seed, SupportsIndex):
+        return tuple(request_seed(operator.index(seed), row) for row in range(num_rows))
+    if not isinstance(seed, Sequence) or len(seed) != num_rows:
+        got = len(seed) if isinstance(seed, Sequence) else repr(seed)
+        raise ValueError(f"expected one seed, or one per row of the batch of {num_rows}, got {got}; pass seed=0")
+    return tuple(operator.index(one) for one in seed)
 
 
 def _engine_options(config: Any) -> EngineOptions:

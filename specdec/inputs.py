@@ -1,4 +1,4 @@
-"""What callers hand in: prompts apart from their padding, other spellings, and what is refused."""
+"""What callers hand in: prompts apart from their padding, and which of them cannot be run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,62 +11,6 @@ from .sampling import Sampler
 from .stopping import Stopping
 from .target import PagedModel
 
-HANDLED_KWARGS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position", "logits_to_keep"}
-# Options that choose another decoding method, and the value that leaves them off.
-OTHER_METHODS: dict[str, Any] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "constraints": None,
-    "force_words_ids": None,
-    "assistant_early_exit": None,
-}
-UNAVAILABLE_OUTPUTS = ("output_attentions", "output_hidden_states")
-
-
-def with_aliases(drafter: Any, kwargs: dict[str, Any]) -> Any:
-    """The drafter that Hugging Face's own options describe, if they are used; they are taken out of `kwargs`."""
-    assistant = kwargs.pop("assistant_model", None)
-    lookup = kwargs.pop("prompt_lookup_num_tokens", None)
-    count = kwargs.pop("num_assistant_tokens", None)
-    ngram_size = kwargs.pop("max_matching_ngram_size", None)
-    if assistant is None and lookup is None:
-        if count is not None or ngram_size is not None:
-            raise ValueError(
-                "expected num_assistant_tokens with assistant_model=, or max_matching_ngram_size with "
-                "prompt_lookup_num_tokens=, got the option alone; pass both, or drafter={...}"
-            )
-        return drafter
-    if drafter is not None or (assistant is not None and lookup is not None):
-        raise ValueError(
-            "expected one drafter, got several; pass one of drafter, assistant_model, prompt_lookup_num_tokens"
-        )
-    if assistant is not None:
-        spec: dict[str, Any] = {"method": "draft_model", "model": assistant}
-        return spec if count is None else {**spec, "num_speculative_tokens": count}
-    spec = {"method": "ngram", "num_speculative_tokens": lookup}
-    return spec if ngram_size is None else {**spec, "prompt_lookup_max": ngram_size, "prompt_lookup_min": 1}
-
-
-def refuse(config: Any, model_kwargs: Mapping[str, Any], synced_gpus: bool) -> None:
-    """Raises for what this loop cannot honour."""
-    for name, off in OTHER_METHODS.items():
-        value = getattr(config, name, off)
-        if value not in (off, None, 0, False):
-            raise ValueError(f"expected greedy decoding or sampling, got {name}={value}; call model.generate for it")
-    for name in UNAVAILABLE_OUTPUTS:
-        if getattr(config, name, False):
-            raise ValueError(f"expected {name}=False, got True; paged attention does not return it, run model.forward")
-    if config.cache_implementation == "quantized":
-        raise ValueError("expected an exact cache, got cache_implementation='quantized'; leave it unset")
-    if config.token_healing or synced_gpus:
-        name = "token_healing" if config.token_healing else "synced_gpus"
-        raise ValueError(f"expected {name}=False, got True; call model.generate for it")
-    for name, value in model_kwargs.items():
-        if value is not None and name not in HANDLED_KWARGS:
-            raise ValueError(f"expected token ids only, got the model input {name!r}; call model.generate for it")
-
 
 class Prompts:
     """The rows of `input_ids` [batch, length], with their left padding apart."""
@@ -75,14 +19,19 @@ class Prompts:
         self.rows: list[list[int]] = input_ids.tolist()
         self.padding = [0] * len(self.rows)
         if attention_mask is not None:
+            _require_shape("attention_mask", attention_mask, input_ids)
             self.padding = (attention_mask == 0).sum(1).tolist()
             for row, (mask, count) in enumerate(zip(attention_mask.tolist(), self.padding, strict=True)):
                 if any(mask[:count]) or count == len(mask):
                     raise ValueError(
                         f"expected left padding and at least one token per row, got attention_mask[{row}] with "
-                        f"{count} zeros elsewhere or only zeros; tokenize with padding_side='left'"
+                        f"{count} zeros elsewhere or only zeros; tokenize with padding_side='left', and pass "
+                        "attention_mask if the padding token is part of the text"
                     )
         if position_ids is not None and position_ids.dim() == 2:
+            if len(position_ids) == 1:
+                position_ids = position_ids.expand(len(input_ids), -1)
+            _require_shape("position_ids", position_ids, input_ids)
             for row, (positions, count) in enumerate(zip(position_ids.tolist(), self.padding, strict=True)):
                 if positions[count:] != list(range(len(positions) - count)):
                     raise ValueError(
@@ -101,6 +50,7 @@ class Prompts:
                 f"expected prompt + new tokens within the context of {target.max_positions}, got {longest} + "
                 f"{max_length - length}; shorten the prompt or lower max_new_tokens"
             )
+        _require_one_rotation(target.model.config.get_text_config(decoder=True), total)
         largest = max(max(row) for row in self.rows)
         if largest >= target.vocab_size:
             raise ValueError(
@@ -112,3 +62,28 @@ class Prompts:
         for row, (tokens, count) in enumerate(zip(self.rows, self.padding, strict=True)):
             noise = PhiloxNoise(seeds[row])
             yield Request(tokens[count:], sampler, stopping, noise, row=row, padding=tokens[:count])
+
+
+def _require_shape(name: str, given: Tensor, input_ids: Tensor) -> None:
+    if given.shape != input_ids.shape:
+        raise ValueError(
+            f"expected {name} of the shape {tuple(input_ids.shape)} of input_ids, got {tuple(given.shape)}; "
+            "pass the whole text, also together with past_key_values"
+        )
+
+
+def _require_one_rotation(config: Any, total: int) -> None:
+    """Raises if the rotary table of a text of `total` tokens depends on what else is in the forward pass."""
+    table = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for part in (table, *table.values()):
+        kind = (part.get("rope_type") or part.get("type")) if isinstance(part, Mapping) else None
+        if kind not in ("longrope", "dynamic"):
+            continue
+        names = ["original_max_position_embeddings"] if kind == "longrope" else []
+        values = [source for name in names for source in (part.get(name), getattr(config, name, None))]
+        limit = next((value for value in (*values, config.max_position_embeddings) if value), total)
+        if total > limit:
+            raise ValueError(
+                f"expected prompt + new tokens within the {limit} that rope_type {kind!r} rotates alike, got {total}; "
+                "lower max_new_tokens, or set another rope_type"
+            )

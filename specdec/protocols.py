@@ -1,4 +1,4 @@
-"""The seams: what a drafter, a rule, a target and a source of randomness must offer."""
+"""The seams: what a drafter, a rule and a source of randomness must offer. The target is `target.PagedModel`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,11 +45,8 @@ class Noise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DrafterNeeds:
-    """What the engine must provide for a drafter."""
+    """What a drafter proposes, which decides what rule goes with it."""
 
-    feature_layers: tuple[int, ...] = ()  # target layers whose outputs it reads, 0 = first layer's output
-    noise: bool = False  # couples its draws to the target's noise
-    pool: bool = False  # keeps K/V in the shared cache
     tree: bool = False  # may propose trees, not only chains
     sampled: bool = False  # proposes drawn tokens and says from what
 
@@ -63,24 +60,20 @@ class RequestView:
     prompt_length: int
     table: PageTable  # table.length == len(tokens) - 1
     sampler: Sampler  # turns logits into the distribution this request samples from
+    cache: PagedKVCache  # where a drafter with a model keeps its rows, in a pool of its own
     padding: Sequence[int] = ()  # left padding that processors see before `tokens`
     row: int = 0  # row of the caller's batch, for processors that depend on it
-    features: Tensor | None = None  # [rows since the last proposal, num_layers * hidden]
 
 
 class Drafter(Protocol):
     """Proposes tokens. Batched over live requests; owns no tokens and repairs its own state by common prefix.
 
-    A drafter must not look at the target's noise unless `needs.noise`, and its proposals must be a function of the
-    views, so that a preempted request is drafted for again without harm.
+    Its proposals must be a function of views and noise, so that a preempted request is drafted for again without harm,
+    and it changes nothing it is handed but the rows of its own pool.
     """
 
     name: str
     needs: DrafterNeeds
-
-    def open(self, cache: PagedKVCache) -> None:
-        """A run begins; pools are added to `cache` here."""
-        ...
 
     def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
         """One draft per view, its root the pending token and its depth at most the budget (0: the empty draft)."""

@@ -1,11 +1,11 @@
 """A request, and what is known of it while it is being generated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .cache import PageTable
+from .cache import PagedKVCache, PageTable
 from .protocols import Noise, RequestView
 from .sampling import Context, Sampler
 from .stopping import Stopping
@@ -32,13 +32,13 @@ class LiveRequest:
     Between rounds `table.length == len(tokens) - 1`, once the prompt is in the cache.
     """
 
-    __slots__ = ("_view", "features", "rank", "request", "table", "tokens")
+    __slots__ = ("rank", "request", "scores", "table", "tokens", "view")
 
-    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable) -> None:
+    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable, cache: PagedKVCache) -> None:
         self.rank, self.request, self.tokens, self.table = rank, request, tokens, table
-        self.features: Tensor | None = None  # of the rows committed last, if the drafter reads features
-        length = len(request.tokens)
-        self._view = RequestView(rank, tokens, length, table, request.sampler, request.padding, request.row)
+        self.scores: list[Tensor] = []  # final scores of all tokens so far, if they are kept: criteria may read them
+        length = len(request.tokens)  # what a drafter sees:
+        self.view = RequestView(rank, tokens, length, table, request.sampler, cache, request.padding, request.row)
 
     @property
     def is_prefilled(self) -> bool:
@@ -54,11 +54,6 @@ class LiveRequest:
     def seen(self) -> list[int]:
         """What processors and criteria see: left padding, then the committed tokens."""
         return [*self.request.padding, *self.tokens]
-
-    @property
-    def view(self) -> RequestView:
-        """What a drafter sees."""
-        return self._view if self.features is None else replace(self._view, features=self.features)
 
     def context(self, tree: TokenTree) -> Context:
         """What stands before the rows of `tree`."""

@@ -85,7 +85,7 @@ class Stopping:
 
         Reasons are "eos", "stop_string", "criterion", "time" and "length", and the first of them that holds is given.
         """
-        room = self.room(len(tokens))
+        room = max(1, self.room(len(tokens)))  # a call of the target emits one, even beyond the length
         others = self._others_at(tokens, run, scores) if self._others else None
         for count, token in enumerate(run[:room], start=1):
             is_stopped_by_other = others is not None and others(count)

@@ -88,7 +88,9 @@ class PagedModel:
         self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
         if learned is not None:
-            self.vocab_size, self._plans = learned.vocab_size, learned.plans
+            self._plans = learned.plans
+            if getattr(head, "out_features", None) is None:
+                self.vocab_size = learned.vocab_size  # else as it is now: embeddings may have been resized
         elif check:
             try:
                 self.vocab_size = selfcheck.compare(self.plain, self.score, model, pool)

@@ -58,6 +58,8 @@ class Draft:
             found = f"tokens from {min(tokens)} to {max(tokens)}"
         elif len(self.sampled) != len(tokens) or (self.probs is None and bool(self.sampled.any())):
             found = "sampled nodes without the distributions they were drawn from"
+        elif self.probs is not None and self.probs.shape != (len(tokens), vocab_size):
+            found = f"probs of shape {tuple(self.probs.shape)} for {len(tokens)} nodes"
         else:
             return
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import SynthIDTextWatermarkLogitsProcessor
+from transformers import PreTrainedConfig, SynthIDTextWatermarkLogitsProcessor
 
 import specdec
 from specdec.cache import CacheFull, PagedKVCache
@@ -18,16 +18,33 @@ from specdec.verifiers.sample_and_match import SampleAndMatch
 from tests.toys.models import tiny_model
 
 
+def configs_of(model) -> list[PreTrainedConfig]:
+    """The configs of all modules and those nested in them, each once."""
+    found: dict[int, PreTrainedConfig] = {}
+    left = list(model.modules())
+    while left:
+        for value in vars(left.pop()).values():
+            if isinstance(value, PreTrainedConfig) and id(value) not in found:
+                found[id(value)] = value
+                left.append(value)
+    return list(found.values())
+
+
 def state_of(model) -> tuple:
-    """Everything about a model that a careless tool might change."""
+    """Everything about a model, and about torch, that a careless tool might change.
+
+    The state of torch's generator is part of it: the calls here are greedy or have a seed, and need nothing from it.
+    """
     return (
         model.training,
         model.dtype,
-        model.config._attn_implementation,
+        model.generation_config.to_dict(),
+        [config._attn_implementation_internal for config in configs_of(model)],
         [module.training for module in model.modules()],
         [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
         sorted(vars(model)),
         torch.is_grad_enabled(),
+        torch.get_rng_state().numpy().tobytes(),
     )
 
 
@@ -111,16 +128,16 @@ def test_an_exception_inside_the_model_leaves_it_as_it_was() -> None:
 
 
 def test_a_dropped_stream_returns_its_pages() -> None:
-    model = tiny_model("llama")
-    before = state_of(model)
+    model, draft_model = tiny_model("llama"), tiny_model("llama", seed=1)
+    before = state_of(model), state_of(draft_model)
     cache = PagedKVCache(page_size=4)
-    drafter = DraftModel(tiny_model("llama", seed=1), num_speculative_tokens=3)
+    drafter = DraftModel(draft_model, num_speculative_tokens=3)
     rounds = Engine(PagedModel(model), drafter, SampleAndMatch(), cache).rounds(requests([9, 6], 20))
     next(rounds), next(rounds)
-    assert state_of(model) == before  # also between rounds: the caller may use the model
+    assert (state_of(model), state_of(draft_model)) == before  # also between rounds: the caller may use the models
     rounds.close()
     assert_balanced(cache)
-    assert state_of(model) == before
+    assert (state_of(model), state_of(draft_model)) == before
 
 
 def test_a_streamer_that_raises_ends_the_call_cleanly() -> None:
@@ -136,6 +153,15 @@ def test_a_streamer_that_raises_ends_the_call_cleanly() -> None:
     with pytest.raises(KeyboardInterrupt):
         specdec.generate(model, torch.tensor([[4, 5, 6]]), drafter="ngram", streamer=Broken(), max_new_tokens=9)
     assert state_of(model) == before
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "seed": 5}])
+def test_a_call_that_ends_leaves_model_and_generator_alone(options: dict) -> None:
+    """Greedy decoding draws nothing, and a seed is all that sampling needs: torch's generator stays where it was."""
+    model, draft_model = tiny_model("gemma2"), tiny_model("gemma2", seed=1)
+    before = state_of(model), state_of(draft_model)
+    specdec.generate(model, torch.tensor([[4, 5, 6]]), drafter=draft_model, max_new_tokens=9, **options)
+    assert (state_of(model), state_of(draft_model)) == before
 
 
 @pytest.mark.parametrize("do_sample", [False, True])

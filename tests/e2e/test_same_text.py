@@ -3,6 +3,7 @@
 float64 and eager weights, so that no numerical tie hides a bug. What is compared is whole texts, token for token.
 """
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -67,6 +68,9 @@ def drafters(model, texts: list[list[int]], vocab_size: int) -> Iterator[tuple[s
     yield "draft model tree", DraftModel(model, num_speculative_tokens=3, num_tree_nodes=7, tree_width=2)
     coupled = {"draft_sample_method": "coupled", "num_tree_nodes": 6, "tree_width": 2}
     yield "draft model coupled tree", DraftModel(model, num_speculative_tokens=2, **coupled)
+    drawn = {"draft_sample_method": "probabilistic", "num_speculative_tokens": 2}
+    yield "draft model drawn", DraftModel(model, **drawn)
+    yield "draft model drawn tree", DraftModel(model, **drawn, num_tree_nodes=3, tree_width=2)
 
 
 def check_family(model, draft_model, vocab_size: int, batch: int) -> None:
@@ -105,14 +109,46 @@ def test_real_models_give_the_text_of_plain_decoding(names: tuple[str, str], bat
     check_family(target, draft, 512, batch)
 
 
-@pytest.mark.parametrize("verifier", ["greedy", "rejection", "block"])
-def test_greedy_text_is_the_same_under_every_rule(verifier: str) -> None:
+def nearly(model):
+    """A copy of the model with noise on its weights: as a drafter it is often right and often wrong."""
+    noisy = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return noisy
+
+
+def assert_partly_accepted(out) -> None:
+    steps = [step for event in out.speculation.rounds for step in event.steps]
+    assert 0 < sum(step.num_accepted for step in steps) < sum(step.num_drafted for step in steps)
+
+
+@pytest.mark.parametrize("method", ["greedy", "probabilistic", "coupled"])
+@pytest.mark.parametrize("verifier", ["greedy", "sample_and_match", "rejection", "block"])
+def test_greedy_text_is_the_same_under_every_rule(verifier: str, method: str) -> None:
     model = tiny_model("llama")
-    inputs = ragged_prompts(160, 3)
-    plain = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-    drafter = DraftModel(tiny_model("llama", seed=1), num_speculative_tokens=4)
-    ours = specdec.generate(model, **inputs, drafter=drafter, verifier=verifier, max_new_tokens=16, do_sample=False)
-    assert torch.equal(ours, plain)
+    options = {**ragged_prompts(160, 3), "max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
+    drafter = DraftModel(nearly(model), num_speculative_tokens=4, draft_sample_method=method)
+    ours = specdec.generate(model, drafter=drafter, verifier=verifier, return_dict_in_generate=True, **options)
+    assert torch.equal(ours.sequences, model.generate(**options))
+    assert_partly_accepted(ours)
+
+
+@pytest.mark.parametrize("options", [{}, {"draft_sample_method": "probabilistic"}, {"draft_sample_method": "coupled"}])
+def test_several_samples_of_each_prompt_of_a_ragged_batch(options: dict) -> None:
+    """Each of the 14 rows has noise of its own, and it is the noise of its row, however the rows came about."""
+    model, inputs = tiny_model("llama"), ragged_prompts(160, 7)
+    sampled = {"max_new_tokens": NEW_TOKENS, "do_sample": True, "temperature": 0.4, "pad_token_id": 0, "seed": 11}
+    plain = specdec.generate(model, **inputs, num_return_sequences=2, **sampled)
+    assert len(plain) == 14 and all(not torch.equal(*plain[row : row + 2]) for row in range(0, 14, 2))
+    written_out = {name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}
+    assert torch.equal(specdec.generate(model, **written_out, **sampled), plain)
+    drafter = DraftModel(nearly(model), num_speculative_tokens=3, **options)
+    wanted = {"verifier": "sample_and_match", "num_return_sequences": 2, "return_dict_in_generate": True}
+    ours = specdec.generate(model, **inputs, drafter=drafter, **wanted, **sampled)
+    assert torch.equal(ours.sequences, plain)
+    assert_partly_accepted(ours)
 
 
 def test_float32_differs_only_at_ties() -> None:

@@ -17,9 +17,6 @@ class Toy:
     name = "toy"
     needs = DrafterNeeds()
 
-    def open(self, cache):
-        pass
-
     def close(self, request_ids):
         pass
 

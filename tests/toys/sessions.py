@@ -43,7 +43,6 @@ class Session:
     def __init__(self, drafter, prompts=PROMPTS, sampler=None, page_size=4, max_pages=None):
         self.drafter, self.sampler = drafter, sampler or Sampler()
         self.cache = PagedKVCache(page_size, max_pages)
-        drafter.open(self.cache)
         self.tokens = [list(prompt) for prompt in prompts]
         self.noises = [PhiloxNoise(seed) for seed in range(len(prompts))]
         self.tables = [self.opened(tokens) for tokens in self.tokens]
@@ -57,7 +56,7 @@ class Session:
         return table
 
     def views(self, indices):
-        return [RequestView(i, self.tokens[i], 1, self.tables[i], self.sampler, row=i) for i in indices]
+        return [RequestView(i, self.tokens[i], 1, self.tables[i], self.sampler, self.cache, row=i) for i in indices]
 
     def propose(self, budgets, indices=None):
         indices = range(len(self.tokens)) if indices is None else indices

@@ -89,7 +89,7 @@ def test_requests_that_sample_and_that_do_not_go_together():
     alone = Session(drafter, sampler=sampling()).propose([0, 3, 0])[1]
     session = Session(drafter)
     views = session.views([0, 1, 2])
-    views[1] = RequestView(1, session.tokens[1], 1, session.tables[1], sampling(), row=1)
+    views[1] = RequestView(1, session.tokens[1], 1, session.tables[1], sampling(), session.cache, row=1)
     drafts = drafter.propose(views, [3, 3, 3], session.noises)
     assert [bool(draft.sampled.any()) for draft in drafts] == [False, True, False]
     assert torch.equal(drafts[1].tree.tokens, alone.tree.tokens)
@@ -105,7 +105,7 @@ def test_draft_temperature_divides_the_final_scores():
 def test_padding_is_seen_by_processors_only():
     penalised = Sampler([RepetitionPenaltyLogitsProcessor(5.0)], do_sample=True)
     session = Session(DraftModel(MODEL, 1, "probabilistic"), [[5, 3]], penalised)
-    view = RequestView(0, [5, 3], 2, session.tables[0], penalised, padding=[11, 11])
+    view = RequestView(0, [5, 3], 2, session.tables[0], penalised, session.cache, padding=[11, 11])
     (draft,) = session.drafter.propose([view], [1], session.noises)
     wanted = penalised.scores(rows_after([5, 3], MODEL)[-1:], [Context([11, 11, 5, 3], TokenTree.chain([3]), 0)])
     torch.testing.assert_close(draft.probs[0], wanted[0].softmax(-1))
@@ -118,7 +118,7 @@ def test_padded_vocabularies_are_cut_or_filled_up(target_size, method):
     with torch.no_grad():
         model.lm_head.weight[200:] = model.lm_head.weight[:2] * 3  # padding that is likelier than it should be
     drafter = DraftModel(model, 3, method)
-    drafter.check(SimpleNamespace(vocab_size=target_size))
+    drafter.check(SimpleNamespace(vocab_size=target_size, pool_name="target"))
     (draft,) = Session(drafter, PROMPTS[:1], sampling()).propose([3])
     assert draft.tree.tokens.max() < target_size
     if method == "probabilistic":
@@ -129,7 +129,7 @@ def test_padded_vocabularies_are_cut_or_filled_up(target_size, method):
 
 def test_other_vocabularies_are_refused():
     with pytest.raises(ValueError, match="expected .* vocabulary of 4096 tokens, got 23;"):
-        DraftModel(MODEL).check(SimpleNamespace(vocab_size=4096))
+        DraftModel(MODEL).check(SimpleNamespace(vocab_size=4096, pool_name="target"))
     ours, other = ({"a": 0, "b": 1}, {"a": 0, "b": 2})
     tokenizers = [SimpleNamespace(get_vocab=lambda vocab=vocab: vocab) for vocab in (ours, ours, other)]
     check_vocabulary(4096, 23, (tokenizers[0], tokenizers[1]))
@@ -158,7 +158,6 @@ def test_bad_options_are_refused(options):
 
 def test_needs_say_what_is_proposed():
     needs = {method: DraftModel(MODEL, draft_sample_method=method).needs for method in draft_model.METHODS}
-    assert all(need.pool and not need.tree for need in needs.values())
+    assert not any(need.tree for need in needs.values())
     assert [method for method, need in needs.items() if need.sampled] == ["probabilistic"]
-    assert [method for method, need in needs.items() if need.noise] == ["coupled"]
     assert DraftModel(MODEL, num_tree_nodes=3).needs.tree

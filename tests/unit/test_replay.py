@@ -51,6 +51,11 @@ def test_text_that_left_the_record_gets_no_draft():
     assert drafted(Replay([[5, 6, 7]], 1.0), [5, 9]) == []
 
 
+def test_the_prompt_is_no_part_of_a_record():
+    assert drafted(Replay([[*PROMPT, 5, 6, 7]], 1.0), [5]) == []
+    assert drafted(Replay([[*PROMPT, 5, 6, 7]], 1.0), PROMPT) == [5, 6, 7]  # a text that repeats its prompt
+
+
 def test_records_go_by_request():
     by_id = Replay({4: (8, 9)}, 1.0)
     assert drafted(by_id, [8], request_id=4) == [9]
