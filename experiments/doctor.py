@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from specdec.options import OTHER_METHODS, UNAVAILABLE_OUTPUTS
 from specdec.methods import DRAFTERS, VERIFIERS
+from specdec.options import OTHER_METHODS, UNAVAILABLE_OUTPUTS
 from specdec.sampling import REFUSED
 from specdec.selfcheck import FOREIGN_LAYERS
 from specdec.target import PagedModel

@@ -67,8 +67,9 @@ def _fill(engine: Engine, table: PageTable, request: Request, past: Any, index: 
 def _require_rows(layer: Any, length: int, num_rows: int) -> None:
     """Raises if the layer lacks a row that a later token sees: a window sees one less than its size, and itself."""
     held = min(length, layer.keys.shape[-2])
-    window = getattr(layer, "sliding_window", None) or layer.get_max_cache_shape()
-    needed = min(num_rows, window - 1) if getattr(layer, "is_sliding", False) else num_rows
+    needed = num_rows
+    if getattr(layer, "is_sliding", False):  # a dynamic layer has the first name, a static one the second
+        needed = min(num_rows, (getattr(layer, "sliding_window", None) or layer.max_cache_len) - 1)
     if held < needed:
         raise ValueError(
             f"expected past_key_values with the last {needed} rows in each layer, got a layer with {held}; "

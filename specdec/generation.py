@@ -18,7 +18,7 @@ from .inputs import Prompts
 from .methods import method_of, paged
 from .metrics import Metrics, summarize
 from .noise import request_seed
-from .options import Options, refuse, require_available, with_aliases, with_stop_strings
+from .options import Options, refuse, require_available, require_no_lookup, with_aliases, with_stop_strings
 from .request import Request
 from .sampling import Sampler
 from .stopping import Stopping
@@ -155,11 +155,8 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
         """The decoding loop that transformers calls."""
         config = generation_config
         refuse(config, model_kwargs, synced_gpus)
-        if self.drafter is None and config.prompt_lookup_num_tokens is not None:
-            raise ValueError(
-                f"expected the drafter as speculate(...), got prompt_lookup_num_tokens={config.prompt_lookup_num_tokens}; "
-                "pass speculate({'method': 'ngram', 'num_speculative_tokens': ...}), or call specdec.generate"
-            )
+        if self.drafter is None:
+            require_no_lookup(config)
         streamer = streamer or self.streamer
         if streamer is not None and len(input_ids) > 1:
             raise ValueError(f"expected a batch of 1 with a streamer, got {len(input_ids)}; stream requests one by one")

@@ -79,9 +79,10 @@ def _require_one_rotation(config: Any, total: int) -> None:
         kind = (part.get("rope_type") or part.get("type")) if isinstance(part, Mapping) else None
         if kind not in ("longrope", "dynamic"):
             continue
-        names = ["original_max_position_embeddings"] if kind == "longrope" else []
-        values = [source for name in names for source in (part.get(name), getattr(config, name, None))]
-        limit = next((value for value in (*values, config.max_position_embeddings) if value), total)
+        limit = config.max_position_embeddings
+        if kind == "longrope":
+            name = "original_max_position_embeddings"
+            limit = part.get(name) or getattr(config, name, None) or limit
         if total > limit:
             raise ValueError(
                 f"expected prompt + new tokens within the {limit} that rope_type {kind!r} rotates alike, got {total}; "

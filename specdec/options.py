@@ -145,7 +145,17 @@ def refuse(config: Any, model_kwargs: Mapping[str, Any], synced_gpus: bool) -> N
         )
 
 
+def require_no_lookup(config: Any) -> None:
+    """Raises for a drafter of transformers that a loop would leave out: it has been given its own, or none."""
+    count = config.prompt_lookup_num_tokens
+    if count is not None:
+        raise ValueError(
+            f"expected the drafter as speculate(...), got prompt_lookup_num_tokens={count}; "
+            f"pass speculate({{'method': 'ngram', 'num_speculative_tokens': {count}}}), or call specdec.generate"
+        )
+
+
 def _require_off(name: str, value: Any, off: Any) -> None:
     if value not in (off, None, 0, False):
-        shown = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        shown = repr(value) if isinstance(value, str | int | float) else type(value).__name__
         raise ValueError(f"expected {name}={off!r}, got {shown}; call model.generate for it")

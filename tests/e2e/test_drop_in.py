@@ -182,52 +182,6 @@ def test_text_generation_pipeline(shared) -> None:
     assert loop.last.metrics.num_tokens == 20
 
 
-REFUSED = {
-    "num_beams": ({"num_beams": 3}, "num_beams"),
-    "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4, "trust_remote_code": True}, "penalty_alpha"),
-    "output_attentions": ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions"),
-    "output_hidden_states": ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
-    "custom_generate": ({"custom_generate": print}, "custom_generate"),
-    "two drafters": ({"drafter": "ngram", "prompt_lookup_num_tokens": 3}, "one drafter"),
-    "lonely option": ({"num_assistant_tokens": 3}, "num_assistant_tokens"),
-    "stop strings without tokenizer": ({"stop_strings": ["x"]}, "tokenizer"),
-    "unknown drafter": ({"drafter": "ngrm"}, "did you mean 'ngram'"),
-    "unknown option": ({"drafter": {"method": "ngram", "prompt_lookup_maxx": 3}}, "did you mean 'prompt_lookup_max'"),
-    "unknown rule": ({"verifier": "blok"}, "did you mean 'block'"),
-    "greedy rule while sampling": ({"verifier": "greedy", "do_sample": True}, "do_sample=False"),
-    "too long": ({"max_new_tokens": 5000}, "context of 512"),
-    "seeds": ({"seed": [1, 2]}, "one per row"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_honoured_is_refused(model, name) -> None:
-    options, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message) as caught:
-        specdec.generate(model, IDS, **{**GREEDY, **options})
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"input_ids": torch.empty(1, 0, dtype=torch.long)}, "at least one token"),
-        ({"input_ids": torch.tensor([[4, 5, 999]])}, "vocabulary of 160"),
-        ({"input_ids": IDS, "attention_mask": torch.tensor([[1] * 9 + [0]])}, "left padding"),
-        ({"input_ids": IDS, "position_ids": torch.arange(10)[None] + 3}, "position ids"),
-    ],
-)
-def test_bad_inputs_are_refused_in_one_line(model, inputs, message) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        specdec.generate(model, **inputs, **GREEDY)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_draft_model_of_another_vocabulary_is_refused(model) -> None:
-    with pytest.raises(ValueError, match="vocabulary"):
-        specdec.generate(model, IDS, drafter=tiny_model("llama", vocab_size=200), **GREEDY)
-
-
 def test_a_model_is_checked_once_and_not_kept_alive() -> None:
     model = tiny_model("llama", num_hidden_layers=1)
     calls = []

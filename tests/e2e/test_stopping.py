@@ -165,7 +165,7 @@ def test_stop_string_at_every_offset(shared) -> None:
 
 
 def test_rows_of_a_batch_stop_each_for_itself(model, text) -> None:
-    batch = torch.cat([PROMPT, torch.tensor([[1, 50, 60, 70, 80, 90]])])
+    batch = torch.cat([PROMPT, torch.tensor([[1, 90, 143, 75, 67, 117]])])
     options = {"max_new_tokens": LENGTH, "do_sample": False, "pad_token_id": 0}
     texts = model.generate(batch, **options, eos_token_id=None)[:, PROMPT.shape[1] :].tolist()
     drafter = Replay(texts, acceptance=1.0, num_speculative_tokens=RUN)

@@ -123,10 +123,11 @@ def test_length_is_the_smallest_that_is_given():
     assert Stopping(max_length=6).max_length == 6
 
 
-def test_no_room_means_no_token():
+def test_a_call_emits_one_token_even_without_room():
     stopping = Stopping([EosTokenCriteria(EOS)], max_length=len(PROMPT))
     assert stopping.room(len(PROMPT)) == stopping.room(len(PROMPT) + 3) == 0
-    assert stopping.cut(PROMPT, [EOS]) == stopping.cut([*PROMPT, 3], [EOS]) == (0, "length")
+    assert stopping.cut(PROMPT, [7, 8]) == stopping.cut([*PROMPT, 3], [7]) == (1, "length")
+    assert stopping.cut(PROMPT, [EOS]) == (1, "eos")
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
