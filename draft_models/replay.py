@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from specdec.cache import PagedKVCache
 from specdec.protocols import DrafterNeeds, Noise, RequestView
 from specdec.tree import TokenTree
 from specdec.types import Draft
@@ -54,9 +53,6 @@ class Replay:
         records = continuation.items() if isinstance(continuation, Mapping) else enumerate(continuation)
         self.records = {request_id: list(tokens) for request_id, tokens in records}
         self.acceptance, self.num_speculative_tokens, self.seed = acceptance, num_speculative_tokens, seed
-
-    def open(self, cache: PagedKVCache) -> None:
-        """Nothing to prepare."""
 
     def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
         """The recorded continuation with its errors, one chosen chain per view."""

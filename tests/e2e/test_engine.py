@@ -90,8 +90,8 @@ def test_criteria_see_the_scores_of_all_tokens_so_far(model) -> None:
         def __call__(self, input_ids, scores, **kwargs):
             return torch.full((input_ids.shape[0],), len(scores) >= 5)
 
-    options = {**GREEDY, "return_dict_in_generate": True, "output_scores": True}
-    options["stopping_criteria"] = StoppingCriteriaList([AfterFive()])
+    criteria = StoppingCriteriaList([AfterFive()])
+    options = {**GREEDY, "return_dict_in_generate": True, "output_scores": True, "stopping_criteria": criteria}
     wanted = model.generate(IDS, **options).sequences
     for drafter in (None, {"method": "ngram", "prompt_lookup_min": 1}):
         assert torch.equal(specdec.generate(model, IDS, drafter=drafter, **options).sequences, wanted)
