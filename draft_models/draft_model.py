@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from specdec.cache import PagedKVCache
 from specdec.growth import BestFirst, Drawn, static_shape
 from specdec.protocols import DrafterNeeds, Noise, RequestView
-from specdec.rollout import Rollout, catch_up, path_scores
+from specdec.rollout import Rollout, catch_up
 from specdec.target import Chunk, PagedModel
 from specdec.tree import TokenTree
 from specdec.types import Draft
@@ -160,25 +160,19 @@ class DraftModel:
             for piece in early:
                 self._model.score(cache, [piece])
             chunks.append(last)
-        order: list[int] = []  # of the rows of logits
-        rows: list[Tensor] = []
         with self._model.running():
             while live:
-                order += live
-                rows.append(self._fitted(self._model.score(cache, chunks).logits))
-                likeliest = rows[-1].max(-1).indices  # [live]; three times as fast as argmax on a large vocabulary
-                for index, token in zip(live, likeliest.tolist(), strict=True):
+                logits = self._fitted(self._model.score(cache, chunks).logits)
+                likeliest = logits.max(-1).indices  # [live]; three times as fast as argmax on a large vocabulary
+                going, chunks = [], []
+                for index, token, node in zip(live, likeliest.tolist(), likeliest.split(1), strict=True):
                     drafted[index].append(token)
-                going = [place for place, index in enumerate(live) if len(drafted[index]) <= depths[index]]
-                live = [live[place] for place in going]
-                tables = [(views[index].table, len(drafted[index]) - 1) for index in live]
-                nodes = [TokenTree(likeliest[place : place + 1], ROOT) for place in going]
-                chunks = [
-                    Chunk(table, table.length + depth, node) for (table, depth), node in zip(tables, nodes, strict=True)
-                ]
-        scores = path_scores(order, rows, len(views))
-        chains = zip(drafted, scores, strict=True)
-        return [Draft.chosen(TokenTree.chain(tokens), self.name, torch.tensor(path)) for tokens, path in chains]
+                    depth, table = len(drafted[index]) - 1, views[index].table
+                    if depth < depths[index]:
+                        going.append(index)
+                        chunks.append(Chunk(table, table.length + depth, TokenTree(node, ROOT)))
+                live = going
+        return [Draft.chosen(TokenTree.chain(tokens), self.name) for tokens in drafted]
 
     def _chosen_run(self, cache: PagedKVCache, view: RequestView, depth: int) -> Rollout[BestFirst]:
         growth = BestFirst(view.tokens[-1], self._num_nodes, self._width, depth, self._threshold)

@@ -1,14 +1,15 @@
 """Time outside model forwards, ours against transformers: `python -m specdec.experiments.host_time --help`.
 
-Both sides run in one process on the same models, interleaved; forwards of target and draft model are timed by hooks and
+Both sides run in one process on the same models, interleaved; forwards of target and draft model are timed and
 subtracted. One thread, and its CPU time rather than the clock on the wall, so that other jobs hardly matter. Figures
 are per round (per target call), the median over repeats, and the ratio of those medians.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,30 +32,31 @@ GOALS = {"draft_model": ("assisted", 0.25), "ngram": ("prompt lookup", 1.0), "pl
 
 @dataclass
 class ForwardClock:
-    """Sums the time inside the forwards of some models, by hooks; counts the calls of the first."""
+    """Sums the time inside the forwards of some models while inside; counts the calls of the first."""
 
     models: list[Any]
     seconds: float = 0.0
     calls: int = 0
-    _starts: list[float] = field(default_factory=list)
-    _handles: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> "ForwardClock":
         for model in self.models:
-            self._handles.append(model.register_forward_pre_hook(self._start))
-            self._handles.append(model.register_forward_hook(self._end))
+            model.forward = self._timed(model.forward, model is self.models[0])
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for model in self.models:
+            del model.forward
 
-    def _start(self, *_: object) -> None:
-        self._starts.append(time.thread_time())
+    def _timed(self, forward: Callable[..., Any], is_target: bool) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            output = forward(*args, **kwargs)
+            self.seconds += time.thread_time() - start
+            self.calls += is_target
+            return output
 
-    def _end(self, model: Any, *_: object) -> None:
-        self.seconds += time.thread_time() - self._starts.pop()
-        self.calls += model is self.models[0]
+        return timed
 
 
 def measure(run: Callable[[], Any], target: Any, draft: Any) -> tuple[float, float]:

@@ -2,9 +2,6 @@
 
 from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor
-
 from .growth import BestFirst, Drawn
 from .protocols import RequestView
 from .sampling import Context
@@ -64,14 +61,3 @@ class Rollout(Generic[Growth]):
         """What stands before the rows of the last chunk, for processors."""
         tokens = [*self.view.padding, *self.view.tokens] if self.view.padding else self.view.tokens
         return Context(tokens, self._tree, self.view.row, self._first)
-
-
-def path_scores(order: list[int], rows: list[Tensor], num_views: int) -> list[list[float]]:
-    """Per view the summed log-probabilities of its likeliest tokens, zero for the pending one."""
-    scores = [[0.0] for _ in range(num_views)]
-    if rows:
-        logits = torch.cat(rows).float()
-        gains: list[float] = (logits.max(-1).values - logits.logsumexp(-1)).tolist()
-        for index, gain in zip(order, gains, strict=True):
-            scores[index].append(scores[index][-1] + gain)
-    return scores

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from . import selfcheck
 from .attention import NAME, AttentionStep, Call, LayerPlan, current_step
 from .cache import PagedKVCache
-from .chunk import Chunk, Scores, pack
+from .chunk import Chunk, Packed, Scores, pack
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
@@ -128,15 +128,11 @@ class PagedModel:
         options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
         if self._keeps_logits:
             options["logits_to_keep"] = packed.keep
-        with self.running():
-            token = current_step.set(step)
-            taps: dict[int, Tensor] = {}
-            self._taps = taps
-            try:
-                output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
-            finally:
-                self._taps = None
-                current_step.reset(token)
+        if self._is_running:
+            output = self._forward(packed, step, options)
+        else:
+            with self.running():
+                output = self._forward(packed, step, options)
         self._plans = step.plans
         if not self._plans:
             raise selfcheck.refusal(self.model, "its attention does not go through that interface")
@@ -147,11 +143,24 @@ class PagedModel:
             logits = _kept(logits, packed.keep)
         features: list[Tensor] = []
         if self.feature_layers:
+            taps, self._taps = self._taps or {}, None
             features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
         if not packed.num_logits:
             logits, features = logits[:0], [feature[:0] for feature in features]
-        # Cloned, since an inference tensor may not be changed in place outside of inference mode, as processors do.
-        return Scores(logits.clone(), torch.cat(features, -1) if features else None)
+        if not self._is_running:
+            logits = logits.clone()  # an inference tensor may not be changed in place later on, as processors do
+        return Scores(logits, torch.cat(features, -1) if features else None)
+
+    def _forward(self, packed: Packed, step: AttentionStep, options: dict[str, Any]) -> Any:
+        token = current_step.set(step)
+        self._taps = {}
+        try:
+            return self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
+        except BaseException:
+            self._taps = None
+            raise
+        finally:
+            current_step.reset(token)
 
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
         """Logits of an ordinary forward pass without a cache, by the model's own attention."""
@@ -174,7 +183,10 @@ class PagedModel:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While inside, the model infers with our attention. `score` enters by itself; around several it saves time."""
+        """While inside, the model infers with our attention. `score` enters by itself; around several it saves time.
+
+        Logits of scores inside are inference tensors, for reading only.
+        """
         if self._is_running:
             yield
             return

@@ -29,7 +29,7 @@ class Draft:
     tree: TokenTree
     sampled: Tensor  # [n] bool; False for the pending token
     probs: Tensor | None = None  # [n, vocab] float32; None if nothing was sampled
-    scores: Tensor | None = None  # [n] float32: log of the estimated probability that the path to the node is accepted
+    scores: Tensor | None = None  # [n] float32: log of the estimated acceptance of the path to the node, if estimated
     source: str = ""  # name of the drafter, for people and events
 
     @classmethod

@@ -94,8 +94,10 @@ def test_greedy_chain_is_the_models_own_greedy_continuation():
         tokens.append(int(row.argmax()))
         wanted.append(total)
     assert draft.tree.is_chain and draft.tree.tokens.tolist() == tokens[-5:]
-    assert draft.scores.tolist() == pytest.approx(wanted, abs=1e-6)
     assert not draft.sampled.any() and draft.probs is None
+    (scored,) = Session(DraftModel(MODEL, 4, confidence_threshold=1e-9), PROMPTS[:1]).propose([9])
+    assert torch.equal(scored.tree.tokens, draft.tree.tokens)  # the way without a threshold is another one
+    assert scored.scores.tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_one_forward_per_level_for_all_requests_and_catching_up_is_part_of_the_first(monkeypatch):
@@ -142,7 +144,7 @@ def test_drafts_end_where_the_models_positions_end():
 
 
 def test_confidence_stop_keeps_the_token_that_caused_it():
-    (whole,) = Session(DraftModel(MODEL, 6), PROMPTS[:1]).propose([9])
+    (whole,) = Session(DraftModel(MODEL, 6, confidence_threshold=1e-9), PROMPTS[:1]).propose([9])
     own = whole.scores.diff().exp().tolist()
     threshold = sorted(own)[1] + 1e-6  # two of six tokens are below
     (cut,) = Session(DraftModel(MODEL, 6, confidence_threshold=threshold), PROMPTS[:1]).propose([9])
