@@ -35,7 +35,7 @@ class Decoding:
     """How every contender decodes. None leaves an option to the generation config of the target."""
 
     max_new_tokens: int = 64
-    num_speculative_tokens: int = 5
+    num_speculative_tokens: int = 3
     temperature: float = 0.0  # 0: greedy
     top_p: float | None = None
     top_k: int | None = None
