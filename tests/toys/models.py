@@ -99,7 +99,7 @@ SPECIAL = {
     "qwen2_moe": {"max_window_layers": 2, "layer_types": MIXED * 2},
     "qwen3": {"layer_types": MIXED * 2},
 }
-# transformers before 5.23 lets SDPA run these, which leaves out the softcap: there is no plain text to compare with.
+# transformers 5.17 lets SDPA run these, which leaves out the softcap: there is no plain text to compare with.
 ONLY_EAGER = ("gemma2",)
 # Decoders that must be scored as they score themselves; what makes each of them special.
 FAMILIES = (
