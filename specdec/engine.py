@@ -193,7 +193,7 @@ class Engine:
 
     def _propose(self) -> list[Draft]:
         """A draft per live request, with pages for it; the empty one in a request's first round."""
-        drafts = [Draft.empty(live.tokens[-1]) for live in self._live]
+        drafts = self._empty_drafts()
         ready = [index for index, live in enumerate(self._live) if live.is_prefilled]
         if self.drafter is not None and ready:
             views = [self._live[index].view for index in ready]
@@ -206,7 +206,10 @@ class Engine:
         return self._staged(drafts)
 
     def _stage_plain(self) -> list[Draft]:
-        return self._staged([Draft.empty(live.tokens[-1]) for live in self._live])
+        return self._staged(self._empty_drafts())
+
+    def _empty_drafts(self) -> list[Draft]:
+        return [Draft.empty(live.tokens[-1]) for live in self._live]
 
     def _staged(self, drafts: list[Draft]) -> list[Draft]:
         for live, draft in zip(self._live, drafts, strict=True):

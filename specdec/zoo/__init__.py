@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
+
+from ..checkpoints import load_model, load_tokenizer
 
 FOLDER = Path(__file__).parent
-MODELS = ("target", "draft")
 
 
 def load_embedded(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, PreTrainedModel, Any]:
@@ -20,5 +21,5 @@ def load_embedded(dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel,
         >>> target.num_parameters() > 8 * draft_model.num_parameters()
         True
     """
-    models = [AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype=dtype, use_safetensors=True) for name in MODELS]
-    return models[0].eval(), models[1].eval(), AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+    target, draft_model = (load_model(str(FOLDER / name), dtype) for name in ("target", "draft"))
+    return target, draft_model, load_tokenizer(str(FOLDER / "tokenizer"))
