@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,17 +11,18 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from specdec.cache import PagedKVCache
+from specdec.chains import Chain, Way, grow_chains
 from specdec.growth import BestFirst, Drawn, static_shape
 from specdec.protocols import DrafterNeeds, Noise, RequestView
-from specdec.rollout import Rollout, catch_up
-from specdec.target import Chunk, PagedModel
-from specdec.tree import TokenTree
+from specdec.rollout import Rollout, catch_up, running
+from specdec.sampling import Sampler
+from specdec.target import PagedModel
 from specdec.types import Draft
 from specdec.vocabulary import check_vocabulary
 
 METHODS = ("greedy", "probabilistic", "coupled")
 DEFAULT_WIDTH = 4
-ROOT = torch.tensor([-1])  # parents of a tree of one node
+UNKNOWN = -3e4  # logit of a token that the draft model does not know: probability 0, unless the others are excluded
 # A guess of P(the child of rank r is accepted | its parent was). It gives drawn trees their shape, and nothing else.
 RANK_ACCEPTANCE = 0.7, 0.3  # of rank 0, and factor per rank
 
@@ -68,7 +69,7 @@ class DraftModel:
 
     model: InitVar[PreTrainedModel | PagedModel]
     num_speculative_tokens: int = 5
-    draft_sample_method: Literal["greedy", "probabilistic", "coupled"] = "greedy"
+    draft_sample_method: Way = "greedy"
     num_tree_nodes: int | None = None
     tree_width: int | None = None
     confidence_threshold: float | None = None
@@ -111,28 +112,15 @@ class DraftModel:
         """What the draft model says next, a chain or tree per view."""
         if not views:
             return []
-        cache = views[0].cache
         depths = [self._depth(view, budget) for view, budget in zip(views, budgets, strict=True)]
-        if all(self._takes_the_likeliest(view) for view in views):
-            return self._likeliest_chains(cache, views, depths)
-        chosen: dict[int, Rollout[BestFirst]] = {}
-        drawn: dict[int, Rollout[Drawn]] = {}
-        for index, (view, depth, noise) in enumerate(zip(views, depths, noises, strict=True)):
-            if depth < 1:
-                continue
-            if view.sampler.do_sample and self.draft_sample_method != "greedy":
-                drawn[index] = self._drawn_run(cache, view, depth, noise)
-            else:
-                chosen[index] = self._chosen_run(cache, view, depth)
-        self._grow(cache, list(chosen.values()), list(drawn.values()))
-        runs: dict[int, _AnyRun] = {**chosen, **drawn}
-        if self.num_tree_nodes is not None:  # accepted rows of a tree do not lie where they would have to stay
-            for run in runs.values():
-                run.table.filled[self.pool] = run.table.length + 1
-        return [
-            runs[index].growth.draft(self.name) if index in runs else Draft.empty(view.tokens[-1], self.name)
-            for index, view in enumerate(views)
-        ]
+        if self.num_tree_nodes is not None:
+            return self._trees(views, depths, noises)
+        per_view = zip(views, depths, noises, strict=True)
+        chains = [Chain(view, depth, self._way(view), noise) for view, depth, noise in per_view]
+        grow_chains(
+            self._model, views[0].cache, chains, None if self._is_plain(views) else self._final, self._threshold
+        )
+        return [chain.draft(self.name) for chain in chains]
 
     def close(self, request_ids: Sequence[int]) -> None:
         """Nothing to forget: all there is lies in the request's page table."""
@@ -141,42 +129,38 @@ class DraftModel:
         room = self._model.max_positions - len(view.tokens) + 1  # the last drafted token is not run
         return min(budget, self.num_speculative_tokens, room)
 
-    def _takes_the_likeliest(self, view: RequestView) -> bool:
-        """Whether the view wants a chain of the likeliest tokens by the logits alone."""
-        by_logits = not view.sampler.processors or (view.sampler.do_sample and self.draft_sample_method == "greedy")
-        is_chosen = self.draft_sample_method == "greedy" or not view.sampler.do_sample
-        return self._width == 1 and not self._threshold and by_logits and is_chosen
+    def _is_plain(self, views: Sequence[RequestView]) -> bool:
+        """Whether all of them want the likeliest tokens by the logits as they are."""
+        by_logits = [v.sampler.do_sample or not v.sampler.processors for v in views]
+        is_chosen = self.draft_sample_method == "greedy" or not any(v.sampler.do_sample for v in views)
+        return is_chosen and all(by_logits) and self._model.vocab_size == self._vocab_size
 
-    def _likeliest_chains(
-        self, cache: PagedKVCache, views: Sequence[RequestView], depths: Sequence[int]
-    ) -> list[Draft]:
-        """What `_grow` makes of such views, with little beside the forward passes: the commonest case by far."""
-        live = [index for index, depth in enumerate(depths) if depth > 0]
-        drafted = [[view.tokens[-1]] for view in views]
-        chunks = []
-        for index, view in ((index, views[index]) for index in live):
-            cache.stage(view.table, depths[index] + 1)
-            *early, last = catch_up(view, self.pool)
-            for piece in early:
-                self._model.score(cache, [piece])
-            chunks.append(last)
-        with self._model.running():
-            while live:
-                logits = self._fitted(self._model.score(cache, chunks).logits)
-                likeliest = logits.max(-1).indices  # [live]; three times as fast as argmax on a large vocabulary
-                going, chunks = [], []
-                for index, token, node in zip(live, likeliest.tolist(), likeliest.split(1), strict=True):
-                    drafted[index].append(token)
-                    depth, table = len(drafted[index]) - 1, views[index].table
-                    if depth < depths[index]:
-                        going.append(index)
-                        chunks.append(Chunk(table, table.length + depth, TokenTree(node, ROOT)))
-                live = going
-        return [Draft.chosen(TokenTree.chain(tokens), self.name) for tokens in drafted]
+    def _way(self, view: RequestView) -> Way:
+        return self.draft_sample_method if view.sampler.do_sample else "greedy"
+
+    def _trees(self, views: Sequence[RequestView], depths: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
+        cache = views[0].cache
+        chosen: dict[int, Rollout[BestFirst]] = {}
+        drawn: dict[int, Rollout[Drawn]] = {}
+        for index, (view, depth, noise) in enumerate(zip(views, depths, noises, strict=True)):
+            if depth < 1:
+                continue
+            if self._way(view) == "greedy":
+                chosen[index] = self._chosen_run(cache, view, depth)
+            else:
+                drawn[index] = self._drawn_run(cache, view, depth, noise)
+        self._grow(cache, list(chosen.values()), list(drawn.values()))
+        runs: dict[int, _AnyRun] = {**chosen, **drawn}
+        for run in runs.values():  # accepted rows of a tree do not lie where they would have to stay
+            run.table.filled[self.pool] = run.table.length + 1
+        return [
+            runs[index].growth.draft(self.name) if index in runs else Draft.empty(view.tokens[-1], self.name)
+            for index, view in enumerate(views)
+        ]
 
     def _chosen_run(self, cache: PagedKVCache, view: RequestView, depth: int) -> Rollout[BestFirst]:
         growth = BestFirst(view.tokens[-1], self._num_nodes, self._width, depth, self._threshold)
-        cache.stage(view.table, depth + 1 if self._width == 1 else 1 + self._width * (depth - 1))
+        cache.stage(view.table, 1 + self._width * (depth - 1))
         return Rollout(view, growth, self.pool)
 
     def _drawn_run(self, cache: PagedKVCache, view: RequestView, depth: int, noise: Noise) -> Rollout[Drawn]:
@@ -189,65 +173,67 @@ class DraftModel:
     def _grow(self, cache: PagedKVCache, chosen: list[Rollout[BestFirst]], drawn: list[Rollout[Drawn]]) -> None:
         """A level per forward pass, for all requests at once, until no draft grows any more."""
         runs: list[_AnyRun] = [*chosen, *drawn]
+        chunks = []
         for run in runs:
-            for piece in run.early_pieces():
+            *early, last = catch_up(run.view, self.pool)
+            for piece in early:
                 self._model.score(cache, [piece])
-        chunks = [run.first_chunk() for run in runs]
-        while chunks:
-            logits = self._fitted(self._model.score(cache, chunks).logits)
-            num_chosen = sum(len(run.growth.frontier) for run in chosen)
-            if chosen:
-                self._expand_chosen(chosen, _part(logits, 0, num_chosen))
-            if drawn:
-                self._expand_drawn(drawn, _part(logits, num_chosen, len(logits)))
-            chosen = [run for run in chosen if run.growth.frontier]
-            drawn = [run for run in drawn if run.growth.frontier]
-            runs = [*chosen, *drawn]
-            chunks = [run.next_chunk() for run in runs]
+            chunks.append(last)
+        with running(self._model, [run.view.sampler for run in runs]):
+            while chunks:
+                scores = self._final(runs, self._model.score(cache, chunks).logits)
+                num_chosen = sum(run.num_rows for run in chosen)
+                if chosen:
+                    self._expand_chosen(chosen, _part(scores, 0, num_chosen))
+                if drawn:
+                    self._expand_drawn(drawn, _part(scores, num_chosen, len(scores)))
+                chosen = [run for run in chosen if run.growth.frontier]
+                drawn = [run for run in drawn if run.growth.frontier]
+                runs = [*chosen, *drawn]
+                chunks = [run.next_chunk() for run in runs]
+
+    def _expand_chosen(self, runs: Sequence[Rollout[BestFirst]], scores: Tensor) -> None:  # [frontiers, vocab]
+        tokens = scores.topk(min(self._width, scores.shape[-1])).indices
+        log_probs, lists = scores.log_softmax(-1).gather(-1, tokens).tolist(), tokens.tolist()
+        first = 0
+        for run in runs:
+            stop = first + run.num_rows
+            run.growth.expand(lists[first:stop], log_probs[first:stop])
+            first = stop
+
+    def _expand_drawn(self, runs: Sequence[Rollout[Drawn]], scores: Tensor) -> None:  # [frontiers, vocab]
+        first = 0
+        for run in runs:
+            stop = first + run.num_rows
+            run.growth.expand(_part(scores, first, stop))
+            first = stop
+
+    def _final(self, runs: Sequence["Chain | _AnyRun"], logits: Tensor) -> Tensor:  # [n, draft vocab] -> [n, vocab]
+        """What tokens are chosen or drawn by, float32, for the last rows of the runs."""
+        logits = self._fitted(logits)
+        if len(runs) == 1:
+            return self._scores(runs[0].view.sampler, runs, logits)
+        parts, first = [], 0
+        for sampler, group in groupby(runs, key=lambda run: run.view.sampler):
+            members = list(group)
+            stop = first + sum(run.num_rows for run in members)
+            parts.append(self._scores(sampler, members, _part(logits, first, stop)))
+            first = stop
+        return torch.cat(parts)
+
+    def _scores(self, sampler: Sampler, runs: Sequence["Chain | _AnyRun"], rows: Tensor) -> Tensor:  # [n, vocab] both
+        """Final scores. The likeliest tokens of a sampling request go by the logits: its warpers would cost time and
+        change little."""
+        if sampler.do_sample and self.draft_sample_method == "greedy":
+            return rows.float()
+        scores = sampler.scores(rows, [run.context() for run in runs] if sampler.reads_prefix else ())
+        return scores / self.draft_temperature if sampler.do_sample and self.draft_temperature is not None else scores
 
     def _fitted(self, logits: Tensor) -> Tensor:  # [n, draft vocab] -> [n, target vocab]
         surplus = logits.shape[-1] - self._vocab_size
         if surplus > 0:
             return logits[:, : self._vocab_size]
-        return pad(logits, (0, -surplus), value=float("-inf")) if surplus else logits
-
-    def _expand_chosen(self, runs: Sequence[Rollout[BestFirst]], logits: Tensor) -> None:  # [frontiers, vocab]
-        scores = self._final(runs, logits)
-        if self._width == 1:
-            tokens = scores.max(-1, keepdim=True).indices  # three times as fast as argmax on a large vocabulary
-        else:
-            tokens = scores.topk(min(self._width, scores.shape[-1])).indices
-        log_probs, lists = scores.log_softmax(-1).gather(-1, tokens).tolist(), tokens.tolist()
-        first = 0
-        for run in runs:
-            stop = first + len(run.growth.frontier)
-            run.growth.expand(lists[first:stop], log_probs[first:stop])
-            first = stop
-
-    def _expand_drawn(self, runs: Sequence[Rollout[Drawn]], logits: Tensor) -> None:  # [frontiers, vocab]
-        scores = self._final(runs, logits)
-        if self.draft_temperature is not None:
-            scores = scores / self.draft_temperature
-        first = 0
-        for run in runs:
-            stop = first + len(run.growth.frontier)
-            run.growth.expand(_part(scores, first, stop))
-            first = stop
-
-    def _final(self, runs: Sequence["_AnyRun"], logits: Tensor) -> Tensor:  # [frontiers, vocab] -> same, float32
-        """The scores tokens are chosen or drawn by: final ones. The likeliest tokens of a sampling request go by the
-        logits, since its warpers would cost time and change little."""
-        parts, first = [], 0
-        for sampler, group in groupby(runs, key=lambda run: run.view.sampler):
-            members = list(group)
-            stop = first + sum(len(run.growth.frontier) for run in members)
-            rows = _part(logits, first, stop)
-            if sampler.do_sample and self.draft_sample_method == "greedy":
-                parts.append(rows.float())
-            else:
-                parts.append(sampler.scores(rows, [run.context() for run in members]))
-            first = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return pad(logits, (0, -surplus), value=UNKNOWN) if surplus else logits
 
     def _require_sense(self) -> None:
         """Refuses options that mean nothing, alone or together."""

@@ -28,7 +28,7 @@ class NGram:
     Example:
         >>> from types import SimpleNamespace
         >>> view = SimpleNamespace(request_id=0, tokens=[7, 1, 2, 3, 4, 1, 2])
-        >>> NGram(num_speculative_tokens=3).propose([view], [5], [])[0].tree.tokens.tolist()  # pending 2, then a copy
+        >>> NGram(num_speculative_tokens=3).propose([view], [5], [])[0].tree.tokens  # pending 2, then a copy
         [2, 3, 4, 1]
     """
 
@@ -118,7 +118,7 @@ def _merged(tokens: list[int], starts: Iterator[int], length: int, num_branches:
         num_branches -= len(drafted) > before
         if num_branches == 0:
             break
-    return TokenTree.of(drafted, parents)
+    return TokenTree(drafted, parents)
 
 
 class _Index:

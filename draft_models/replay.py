@@ -29,7 +29,7 @@ class Replay:
         >>> from types import SimpleNamespace
         >>> view = SimpleNamespace(request_id=0, tokens=[1, 2, 5], prompt_length=2)  # prompt 1 2, then 5
         >>> drafter = Replay([[5, 6, 7, 8]], acceptance=1.0, num_speculative_tokens=2)
-        >>> drafter.propose([view], [9], [])[0].tree.tokens.tolist()
+        >>> drafter.propose([view], [9], [])[0].tree.tokens
         [5, 6, 7]
     """
 

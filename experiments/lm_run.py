@@ -46,7 +46,7 @@ def train_on_files(
     """
     if self_text_tokens and files.teacher is None:
         raise ValueError(f"expected a teacher to write {self_text_tokens} tokens, got none; pass --teacher FOLDER")
-    teacher = None if files.teacher is None else load_model(str(files.teacher), torch.float32, training_device())
+    teacher = None if files.teacher is None else load_model(str(files.teacher), torch.bfloat16, training_device())
     if teacher is not None:
         _check_vocabulary("teacher", teacher.config.vocab_size, config)
     folder = files.tokenizer or files.run / "tokenizer"

@@ -15,7 +15,7 @@ class SelfTextConfig:
     """How much to write and how. Lengths in tokens."""
 
     max_tokens: int = 1_500_000
-    batch_size: int = 64
+    batch_size: int = 128
     prompt_lengths: tuple[int, ...] = (8, 24, 64, 128)
     new_tokens: int = 192
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.7, 1.0)  # 0: greedy

@@ -96,7 +96,7 @@ def loss_of(model: Any, windows: Tensor, teacher: Any = None, temperature: float
     if teacher is None:
         return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        wanted = (teacher(windows[:, :-1], use_cache=False).logits.float() / temperature).softmax(-1)
+        wanted = teacher(windows[:, :-1], use_cache=False).logits.float().div_(temperature).softmax(-1)
     return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(0, 1))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class RequestRows(NamedTuple):
     depths: list[int] | None  # [n]; None for a chain
     first_slot: int | None  # slot of row 0 if all rows lie one after the other
     slots: Tensor | None  # [stop] int64 on the CPU otherwise
+    page_size: int = 1  # of these slots so many, from row 0 on, lie one after the other
 
     @property
     def stop(self) -> int:
@@ -217,25 +218,36 @@ class PackedRows:
         (3, 1)
     """
 
-    __slots__ = ("groups", "num_rows", "requests")
+    __slots__ = ("_groups", "num_rows", "plans", "requests")
 
     def __init__(self, requests: Sequence[RequestRows]) -> None:
         self.requests = requests
+        self.num_rows = sum([request.num_rows for request in requests])
+        self.plans: dict[object, Any] = {}  # what other bodies work out once per forward, by what it depends on
+        self._groups: list[Group] | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The requests as the reference attends them."""
+        if self._groups is None:
+            self._groups = self._grouped()
+        return self._groups
+
+    def _grouped(self) -> list[Group]:
+        requests = self.requests
         if len(requests) == 1:
-            self.num_rows = requests[0].num_rows
-            self.groups = [Group(requests, [0], self.num_rows)]
-            return
-        offsets, self.num_rows = [], 0
+            return [Group(requests, [0], self.num_rows)]
+        offsets, row = [], 0
         for request in requests:
-            offsets.append(self.num_rows)
-            self.num_rows += request.num_rows
-        self.groups = [
+            offsets.append(row)
+            row += request.num_rows
+        return [
             Group([requests[i] for i in members], [offsets[i] for i in members], self.num_rows)
-            for members in _grouped(requests)
+            for members in _attended_together(requests)
         ]
 
 
-def _grouped(requests: Sequence[RequestRows]) -> list[list[int]]:
+def _attended_together(requests: Sequence[RequestRows]) -> list[list[int]]:
     """Which requests are attended together: few rows each, and numbers of keys that do not differ by much."""
     groups: list[list[int]] = []
     limit = -1

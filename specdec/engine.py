@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self, TypeVar
@@ -67,31 +68,39 @@ class Engine:
         Whatever happens, also when the iterator is dropped, all pages are returned.
         """
         self._waiting.extend((rank, request, list(request.tokens)) for rank, request in enumerate(requests))
+        # Tensors that foreign code keeps must be ordinary ones; without such code all of a round is cheaper.
+        is_foreign = any(each.sampler.reads_prefix or each.stopping.asks_others for _, each, _ in self._waiting)
         try:
             while self._waiting or self._live:
-                clock = Clock()
-                self._admit()
-                clock.lap("cache")
-                num_early = self._with_room(self._prefill)
-                clock.lap("score")
-                drafts = self._with_room(self._propose, alone=self._stage_plain)
-                clock.lap("draft")
-                chunks = [live.chunk(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
-                clock.lap("cache")
-                raw = self.target.score(self.cache, chunks)
-                clock.lap("score")
-                scores = self._finalize(raw.logits, drafts)
-                verdicts = self._verify(scores, drafts)
-                clock.lap("rule")
-                is_prefill = any(not live.is_prefilled for live in self._live)
-                steps = self._emit(drafts, verdicts, scores, raw.logits)
-                clock.lap("host")
-                self._commit(verdicts, steps)
-                clock.lap("cache")
-                num_rows = num_early + sum(chunk.num_rows for chunk in chunks)
-                yield Round(tuple(steps), clock.seconds(), num_rows, is_prefill)
+                with nullcontext() if is_foreign else torch.inference_mode():
+                    event = self._round()
+                yield event
         finally:
             self._stop()
+
+    def _round(self) -> Round:
+        """The four verbs: propose -> score -> verify -> commit."""
+        clock = Clock()
+        self._admit()
+        clock.lap("cache")
+        num_early = self._with_room(self._prefill)
+        clock.lap("score")
+        drafts = self._with_room(self._propose, alone=lambda: self._staged(self._empty_drafts()))
+        clock.lap("draft")
+        chunks = [live.chunk(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
+        clock.lap("cache")
+        raw = self.target.score(self.cache, chunks)
+        clock.lap("score")
+        scores = self._finalize(raw.logits, drafts)
+        verdicts = self._verify(scores, drafts)
+        clock.lap("rule")
+        is_prefill = any(not live.is_prefilled for live in self._live)
+        steps = self._emit(drafts, verdicts, scores, raw.logits)
+        clock.lap("host")
+        self._commit(verdicts, steps)
+        clock.lap("cache")
+        num_rows = num_early + sum(chunk.num_rows for chunk in chunks)
+        return Round(tuple(steps), clock.seconds(), num_rows, is_prefill)
 
     def __enter__(self) -> Self:
         return self
@@ -117,9 +126,8 @@ class Engine:
             if len(self._live) >= limit or budget <= 0:
                 return
             rank, request, tokens = self._waiting.popleft()
-            twin = next(
-                (live for live in self._live if live.tokens[: len(request.tokens)] == list(request.tokens)), None
-            )
+            prompt = list(request.tokens)
+            twin = next((live for live in self._live if live.tokens[: len(prompt)] == prompt), None)
             if twin is not None and not twin.is_prefilled:
                 self._waiting.append((rank, request, tokens))  # its pages are there next round
                 continue
@@ -148,8 +156,7 @@ class Engine:
             except CacheFull:
                 if len(self._live) == 1 and alone is None:
                     raise
-                if len(self._live) == 1:
-                    assert alone is not None
+                if len(self._live) == 1 and alone is not None:
                     action, alone = alone, None
                 else:
                     self._preempt(max(self._live, key=lambda live: live.rank))
@@ -187,7 +194,7 @@ class Engine:
                 piece = TokenTree.chain(live.tokens[live.table.length :][:size])
                 self.cache.stage(live.table, len(piece))
                 self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
-                self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens.tolist())
+                self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens)
                 num_rows += len(piece)
         return num_rows
 
@@ -204,9 +211,6 @@ class Engine:
                 draft.require_sound(self._live[index].tokens[-1], budget, self.target.vocab_size)
                 drafts[index] = draft
         return self._staged(drafts)
-
-    def _stage_plain(self) -> list[Draft]:
-        return self._staged(self._empty_drafts())
 
     def _empty_drafts(self) -> list[Draft]:
         return [Draft.empty(live.tokens[-1]) for live in self._live]
@@ -238,9 +242,9 @@ class Engine:
         verdicts, first = [], 0
         for live, draft in zip(self._live, drafts, strict=True):
             rows = TargetRows(
-                scores[first : first + len(draft)],
+                scores[first : first + len(draft)] if len(drafts) > 1 else scores,
                 start=len(live.tokens),
-                depths=draft.tree.depths(),
+                depths=draft.tree.depths,
                 is_greedy=not live.request.sampler.do_sample,
             )
             verdicts.append(self.verifier.verify(draft, rows, live.request.noise))
@@ -251,12 +255,11 @@ class Engine:
         """What is emitted: each accepted run, cut where a stop rule says."""
         steps, first = [], 0
         for live, draft, verdict in zip(self._live, drafts, verdicts, strict=True):
-            tokens = draft.tree.tokens.tolist()
-            run = [*(tokens[node] for node in verdict.path), verdict.next_token]
+            run = [*draft.tree.tokens_at(verdict.path), verdict.next_token]
             rows = [first + node for node in (0, *verdict.path)]
             kept = scores[rows] if self.options.keep_scores else None  # [len(run), vocab]
             rows_seen = None if kept is None else [*live.scores, *kept.unbind()]
-            count, reason = live.request.stopping.cut(live.seen, run, rows_seen)
+            count, reason = live.request.stopping.cut(live.view.seen, run, rows_seen)
             if rows_seen is not None:
                 live.scores = rows_seen[: len(live.scores) + count]
             steps.append(
@@ -264,7 +267,7 @@ class Engine:
                     request_id=live.rank,
                     tokens=tuple(run[:count]),
                     num_accepted=min(len(verdict.path), count),
-                    num_drafted=max(draft.tree.depths()),
+                    num_drafted=max(draft.tree.depths),
                     num_nodes=len(draft) - 1,
                     num_wasted=len(run) - count,
                     source=draft.source,

@@ -34,7 +34,7 @@ class BestFirst:
         >>> tree = BestFirst(pending=9, num_nodes=3, width=2, depth=2)
         >>> tree.expand([[4, 5]], [[-0.1, -2.5]])  # children 4 and 5 of the root
         >>> tree.expand([[6, 7], [8, 1]], [[-0.2, -1.7], [-0.1, -2.0]])  # children of 4 and of 5
-        >>> tree.draft("example").tree.tokens.tolist()  # 5 and its children scored below 7
+        >>> tree.draft("example").tree.tokens  # 5 and its children scored below 7
         [9, 4, 6, 7]
     """
 
@@ -77,7 +77,7 @@ class BestFirst:
             kept = [0, *sorted(best)]
         new = {node: place for place, node in enumerate(kept)}
         parents = [-1, *(new[self.parents[node]] for node in kept[1:])]
-        tree = TokenTree.of([self.tokens[node] for node in kept], parents)
+        tree = TokenTree([self.tokens[node] for node in kept], parents)
         scores = torch.tensor([self._scores[node] for node in kept], dtype=torch.float32)
         return Draft.chosen(tree, source, scores)
 
@@ -102,7 +102,7 @@ class Drawn:
         >>> tree = Drawn(9, [-1, 0, 0], start=4, noise=PhiloxNoise(0), is_coupled=False)
         >>> tree.expand(torch.tensor([[0.0, 1.0, -torch.inf]]))
         >>> draft = tree.draft("example")
-        >>> sorted(draft.tree.tokens.tolist()), draft.sampled.tolist()
+        >>> sorted(draft.tree.tokens), draft.sampled
         ([0, 1, 9], [False, True, True])
     """
 
@@ -155,16 +155,14 @@ class Drawn:
 
     def draft(self, source: str) -> Draft:
         """Everything drawn, in draw order."""
-        tree = TokenTree.of(self.tokens, self.parents)
+        tree = TokenTree(self.tokens, self.parents)
         if self._is_coupled:
             return Draft.chosen(tree, source)
         some_row = self._rows[0]
         probs = some_row.new_zeros(len(self.tokens), some_row.shape[0])
         for node, row in self._rows.items():
             probs[node] = row
-        sampled = torch.ones(len(self.tokens), dtype=torch.bool)
-        sampled[0] = False
-        return Draft(tree, sampled, probs, source=source)
+        return Draft(tree, [False] + [True] * (len(tree) - 1), probs, source=source)
 
 
 def static_shape(acceptance: Sequence[float], num_nodes: int, depth: int) -> list[int]:

@@ -64,6 +64,11 @@ class RequestView:
     padding: Sequence[int] = ()  # left padding that processors see before `tokens`
     row: int = 0  # row of the caller's batch, for processors that depend on it
 
+    @property
+    def seen(self) -> Sequence[int]:
+        """What processors and criteria see: left padding, then the committed tokens."""
+        return [*self.padding, *self.tokens] if self.padding else self.tokens
+
 
 class Drafter(Protocol):
     """Proposes tokens. Batched over live requests; owns no tokens and repairs its own state by common prefix.

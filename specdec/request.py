@@ -50,20 +50,15 @@ class LiveRequest:
         """Committed tokens before the pending one that are not in the cache."""
         return len(self.tokens) - 1 - self.table.length
 
-    @property
-    def seen(self) -> list[int]:
-        """What processors and criteria see: left padding, then the committed tokens."""
-        return [*self.request.padding, *self.tokens]
-
     def context(self, tree: TokenTree) -> Context:
         """What stands before the rows of `tree`."""
-        return Context(self.seen, tree, self.request.row)
+        return Context(self.view.seen, tree, self.request.row)
 
     def chunk(self, tree: TokenTree) -> Chunk:
         """The rows to run: committed tokens that are not in the cache yet, then the tree."""
         missing = self.missing
         if missing:
             before = self.tokens[self.table.length : -1]
-            parents = [*range(-1, missing), *(missing + parent for parent in tree.parents.tolist()[1:])]
-            tree = TokenTree.of([*before, *tree.tokens.tolist()], parents)
+            parents = [*range(-1, missing), *(missing + parent for parent in tree.parents[1:])]
+            tree = TokenTree([*before, *tree.tokens], parents)
         return Chunk(self.table, self.table.length, tree, num_logits=len(tree) - missing)

@@ -1,11 +1,13 @@
 """Drafting with a model that keeps rows of its own: what it has to catch up on, and which rows its tree lies in."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 from .growth import BestFirst, Drawn
 from .protocols import RequestView
-from .sampling import Context
-from .target import Chunk
+from .sampling import Context, Sampler
+from .target import Chunk, PagedModel
 from .tree import TokenTree
 
 MAX_CATCH_UP = 2048  # rows of one request in one forward pass
@@ -24,6 +26,12 @@ def catch_up(view: RequestView, pool: str) -> list[Chunk]:
     ]
 
 
+def running(model: PagedModel, samplers: Iterable[Sampler]) -> AbstractContextManager[None]:
+    """`model.running()` for a whole draft, if its scores need nothing but rows: a processor with a memory or a model of
+    its own must not meet our attention and its inference tensors."""
+    return nullcontext() if any(sampler.reads_prefix for sampler in samplers) else model.running()
+
+
 class Rollout(Generic[Growth]):
     """The drafting for one request: its growing draft, and which of its nodes the model has run, in which row.
 
@@ -38,13 +46,10 @@ class Rollout(Generic[Growth]):
         self._tokens, self._parents = [view.tokens[-1]], [-1]  # by row
         self._tree, self._first = TokenTree.chain(self._tokens), 0  # of the rows, and the first of the last chunk
 
-    def early_pieces(self) -> list[Chunk]:
-        """Missed rows that are too many for one forward pass with everything else."""
-        return catch_up(self.view, self._pool)[:-1]
-
-    def first_chunk(self) -> Chunk:
-        """The rows that were missed, and the pending token."""
-        return catch_up(self.view, self._pool)[-1]
+    @property
+    def num_rows(self) -> int:
+        """Rows of the last forward pass whose scores matter."""
+        return len(self.growth.frontier)
 
     def next_chunk(self) -> Chunk:
         """The frontier."""
@@ -53,11 +58,9 @@ class Rollout(Generic[Growth]):
             self._rows[node] = len(self._tokens)
             self._tokens.append(self.growth.tokens[node])
             self._parents.append(self._rows[self.growth.parents[node]])
-        is_chain = self._parents == list(range(-1, len(self._parents) - 1))
-        self._tree = TokenTree.chain(self._tokens) if is_chain else TokenTree.of(self._tokens, self._parents)
+        self._tree = TokenTree(list(self._tokens), list(self._parents))
         return Chunk(self.table, self.table.length, self._tree, first, num_logits=len(self._tokens) - first)
 
     def context(self) -> Context:
         """What stands before the rows of the last chunk, for processors."""
-        tokens = [*self.view.padding, *self.view.tokens] if self.view.padding else self.view.tokens
-        return Context(tokens, self._tree, self.view.row, self._first)
+        return Context(self.view.seen, self._tree, self.view.row, self._first)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .kernels.ops import entries
 from .tree import TokenTree
 from .types import Draft, Verdict
 
@@ -16,13 +17,13 @@ def walk(tree: TokenTree, targets: Sequence[int]) -> Verdict:
     token the first stands for all. (algorithms.md 2.1; on a chain 1.2, with argmax as target token 1.1)
 
     Example:
-        >>> tree = TokenTree.of([5, 7, 8, 9], [-1, 0, 0, 2])  # after 5 either 7 or 8, after 8 then 9
+        >>> tree = TokenTree([5, 7, 8, 9], [-1, 0, 0, 2])  # after 5 either 7 or 8, after 8 then 9
         >>> walk(tree, [8, 0, 9, 4])
         Verdict(path=[2, 3], next_token=4)
     """
     path: list[int] = []
     last, token = 0, targets[0]
-    nodes = zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True)
+    nodes = zip(tree.tokens, tree.parents, strict=True)
     for node, (drafted, parent) in enumerate(nodes):  # parents stand before children, so one pass sees the whole path
         if parent == last and drafted == token:
             path.append(node)
@@ -70,14 +71,14 @@ def likelihood_ratios(draft: Draft, target: Tensor) -> list[float]:  # target [n
     Raises:
         ValueError: a token counts as sampled, but has no row of probs or no probability in it.
     """
-    sampled, tree = draft.sampled.tolist(), draft.tree
+    sampled, tree = draft.sampled, draft.tree
     parents, tokens = tree.parents[1:], tree.tokens[1:]
-    p: list[float] = target[parents, tokens].tolist()
+    p = entries(target, parents, tokens)
     if not any(sampled):
         return [1.0, *p]
     if draft.probs is None:
         raise ValueError("expected draft.probs for the sampled nodes, got None; report the rows or mark them as chosen")
-    q: list[float] = draft.probs[parents, tokens].tolist()
+    q = entries(draft.probs, parents, tokens)
     nodes = enumerate(zip(p, q, strict=True), start=1)
     return [1.0, *(ratio(*pair, node) if sampled[node] else pair[0] for node, pair in nodes)]
 

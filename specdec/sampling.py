@@ -64,7 +64,8 @@ class Sampler:
         self.do_sample = do_sample
         self.processors = tuple(processors)
         self._stages = _stages(processors, num_rows)
-        self._reads_prefix = any(not isinstance(stage, RowStage) for stage in self._stages)
+        # Whether some processor looks at more than a row of scores.
+        self.reads_prefix = any(not isinstance(stage, RowStage) for stage in self._stages)
         # No processor of transformers changes its argument; others may.
         self._may_write = any(type(processor).__module__ != hf.__name__ for processor in processors)
 
@@ -78,7 +79,7 @@ class Sampler:
             return rows
         if self._may_write and rows is logits:
             rows = rows.clone()
-        nodes = _nodes(contexts, rows) if self._reads_prefix else []
+        nodes = _nodes(contexts, rows) if self.reads_prefix else []
         for stage in self._stages:
             rows = stage.apply(rows, nodes)
         return rows
@@ -114,7 +115,7 @@ def _kind(processor: Processor) -> type:
 def _nodes(contexts: Sequence[Context], rows: Tensor) -> list[Node]:
     nodes: list[Node] = []
     for context in contexts:
-        tokens, parents = context.tree.tokens.tolist(), context.tree.parents.tolist()
+        tokens, parents = context.tree.tokens, context.tree.parents
         assert context.tokens[-1] == tokens[0], "the root of a tree is the pending token"
         prefix = Prefix(context.row, context.tokens, rows.device)
         paths: list[tuple[int, ...]] = [()]

@@ -95,7 +95,7 @@ def _errors(
     ids = [5 + 7919 * i % max(1, min(vocab_size - 5, 997)) for i in range(length + 8)]  # low ids, never an image's
     prompt, (r, a, b, c, d, *rest) = ids[:length], ids[length:]
     want = plain(torch.tensor([[*prompt, r, a, c, *rest], [*prompt, r, b, d, *rest]]))
-    tree = TokenTree.of([r, a, b, c, d], [-1, 0, 0, 1, 2])
+    tree = TokenTree([r, a, b, c, d], [-1, 0, 0, 1, 2])
     cache = PagedKVCache(page_size=4)  # small: after the first pass the pages of request 1 are not consecutive
     one, two = cache.open(), cache.open()
     steps = {
@@ -117,7 +117,7 @@ def _errors(
         errors[phase] = (_difference(got, expected[phase]), TOLERANCES.get(got.dtype, TOLERANCES[torch.bfloat16]))
         for chunk in chunks:
             path = accepted[phase] if chunk.table is one else list(range(1, len(chunk.tree)))
-            cache.commit(chunk.table, path, chunk.tree.tokens[[0, *path]].tolist(), pool)
+            cache.commit(chunk.table, path, chunk.tree.tokens_at([0, *path]), pool)
     return errors, want.shape[-1]
 
 

@@ -71,6 +71,11 @@ class Stopping:
         self._others = [criterion for criterion in criteria if type(criterion) not in known]
         self._device = torch.device(device)
 
+    @property
+    def asks_others(self) -> bool:
+        """Whether there are criteria that are not known here."""
+        return bool(self._others)
+
     def room(self, num_tokens: int) -> int:
         """How many more tokens a sequence of `num_tokens`, padding included, may get."""
         return max(0, self.max_length - num_tokens)

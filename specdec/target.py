@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from . import selfcheck
 from .attention import NAME, AttentionStep, Call, LayerPlan, current_step
-from .cache import PagedKVCache
-from .chunk import Chunk, Packed, Scores, pack
+from .cache import PagedKVCache, PageTable
+from .chunk import Chunk, Packed, Packer, Scores
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
 SWITCH = "_attn_implementation_internal"  # the attribute of a config that names the attention function
+MODELESS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.ModuleList)  # they infer as they train
 # What configs call the longest context.
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
@@ -31,6 +32,7 @@ class Learned:
 
     vocab_size: int
     plans: dict[Call, LayerPlan]  # by attention module; never the model itself
+    options: tuple[bool, bool]  # whether its forward takes logits_to_keep, and keywords of ours
 
 
 class PagedModel:
@@ -56,7 +58,7 @@ class PagedModel:
         ...                      num_attention_heads=2)
         >>> model, cache = PagedModel(LlamaForCausalLM(config)), PagedKVCache()
         >>> table = cache.open()
-        >>> tree = TokenTree.of([5, 7, 9], [-1, 0, 0])  # two guesses at what follows token 5
+        >>> tree = TokenTree([5, 7, 9], [-1, 0, 0])  # two guesses at what follows token 5
         >>> cache.stage(table, len(tree))
         >>> model.score(cache, [Chunk(table, 0, tree, num_logits=3)]).logits.shape
         torch.Size([3, 32])
@@ -70,7 +72,8 @@ class PagedModel:
         check: bool = True,
         learned: Learned | None = None,
     ) -> None:
-        selfcheck.require_supported(model)
+        if learned is None:
+            selfcheck.require_supported(model)
         self.model, self.pool_name, self.feature_layers = model, pool, tuple(feature_layers)
         config = model.config.get_text_config(decoder=True)
         self.max_positions: int = next((n for n in (getattr(config, k, None) for k in CONTEXT_NAMES) if n), sys.maxsize)
@@ -78,12 +81,12 @@ class PagedModel:
         self.vocab_size: int = getattr(head, "out_features", None) or config.vocab_size  # width of the logits
         self._embeddings = model.get_input_embeddings()
         self._embedding: Tensor = self._embeddings.weight  # type: ignore[assignment]
-        self._modules = list(model.modules())
-        self._configs = _attention_configs(self._modules)
-        parameters = inspect.signature(type(model).forward).parameters
-        self._keeps_logits = "logits_to_keep" in parameters
-        self._takes_step = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        modules = list(model.modules())
+        self._modules = [module for module in modules if type(module) not in MODELESS]
+        self._configs = _attention_configs(modules)
+        self._keeps_logits, self._takes_step = learned.options if learned is not None else _options_of(model)
         self._plans: dict[Call, LayerPlan] = {}
+        self._packer = Packer(self.device)
         self._is_running = False
         self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
@@ -113,7 +116,7 @@ class PagedModel:
     @property
     def learned(self) -> Learned:
         """For the next `PagedModel` of this model."""
-        return Learned(self.vocab_size, self._plans)
+        return Learned(self.vocab_size, self._plans, (self._keeps_logits, self._takes_step))
 
     @property
     def layer_keys(self) -> list[int]:
@@ -122,8 +125,34 @@ class PagedModel:
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
         """Logits and features after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
-        device = self.device
-        packed = pack(cache, chunks, device)
+        if self._packer.device != self.device:  # the model was moved
+            self._packer = Packer(self.device)
+        packed = self._packer.pack(cache, chunks)
+        logits = self._run(cache, packed)[0]
+        for chunk in chunks:
+            chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
+        features: list[Tensor] = []
+        if self.feature_layers:
+            taps, self._taps = self._taps or {}, None
+            features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
+        if not packed.num_logits:
+            logits, features = logits[:0], [feature[:0] for feature in features]
+        if not torch.is_inference_mode_enabled():
+            logits = logits.clone()  # an inference tensor may not be changed in place later on, as processors do
+        return Scores(logits, torch.cat(features, -1) if features else None)
+
+    def step(
+        self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Logits [b, vocab] after one more row per request: `tokens[i]` at row `rows[i]` of `tables[i]`, behind all
+        rows before it, which a call of `score` has begun. What that gives for chunks of one node, with less beside the
+        forward pass."""
+        logits = self._run(cache, self._packer.pack_step(cache, tables, rows, tokens))[0]
+        for table, row in zip(tables, rows, strict=True):
+            table.filled[self.pool_name] = row + 1
+        return logits
+
+    def _run(self, cache: PagedKVCache, packed: Packed) -> Tensor:  # [1, rows kept, vocab]
         step = AttentionStep(cache.pool(self.pool_name), packed, self._plans or {})
         options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
         if self._keeps_logits:
@@ -136,20 +165,8 @@ class PagedModel:
         self._plans = step.plans
         if not self._plans:
             raise selfcheck.refusal(self.model, "its attention does not go through that interface")
-        for chunk in chunks:
-            chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
-        logits = _logits_of(output)[0]
-        if not self._keeps_logits:
-            logits = _kept(logits, packed.keep)
-        features: list[Tensor] = []
-        if self.feature_layers:
-            taps, self._taps = self._taps or {}, None
-            features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
-        if not packed.num_logits:
-            logits, features = logits[:0], [feature[:0] for feature in features]
-        if not self._is_running:
-            logits = logits.clone()  # an inference tensor may not be changed in place later on, as processors do
-        return Scores(logits, torch.cat(features, -1) if features else None)
+        logits = _logits_of(output)
+        return logits if self._keeps_logits else _kept(logits[0], packed.keep)[None]
 
     def _forward(self, packed: Packed, step: AttentionStep, options: dict[str, Any]) -> Any:
         token = current_step.set(step)
@@ -181,37 +198,31 @@ class PagedModel:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """While inside, the model infers with our attention. `score` enters by itself; around several it saves time.
 
         Logits of scores inside are inference tensors, for reading only.
         """
-        if self._is_running:
-            yield
-            return
-        found = [config[SWITCH] for config in self._configs]
-        with self._inferring():
-            try:
-                self._is_running = True
-                for config in self._configs:
-                    config[SWITCH] = NAME
-                yield
-            finally:
-                self._is_running = False
-                for config, name in zip(self._configs, found, strict=True):
-                    config[SWITCH] = name
+        return nullcontext() if self._is_running else self._inferring(NAME)
 
     @contextmanager
-    def _inferring(self) -> Iterator[None]:
-        """While inside, the model is in evaluation mode and records nothing for gradients."""
+    def _inferring(self, attention: str | None = None) -> Iterator[None]:
+        """While inside, the model is in evaluation mode, records nothing for gradients and runs with this attention."""
         training = [module for module in self._modules if module.training]
+        configs = self._configs if attention else []
+        found = [config[SWITCH] for config in configs]
         try:
+            self._is_running = attention is not None
             for module in training:
                 module.training = False
-            with torch.inference_mode():
+            for config in configs:
+                config[SWITCH] = attention
+            with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
                 yield
         finally:
+            self._is_running = False
+            for config, name in zip(configs, found, strict=True):
+                config[SWITCH] = name
             for module in training:
                 module.training = True
 
@@ -230,8 +241,13 @@ class PagedModel:
 
 def _attention_configs(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
     """The attributes of every config that names an attention implementation; read as such, they cost nothing."""
-    configs = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
+    configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     return [attributes for config in configs.values() if SWITCH in (attributes := getattr(config, "__dict__", {}))]
+
+
+def _options_of(model: PreTrainedModel) -> tuple[bool, bool]:
+    parameters = inspect.signature(type(model).forward).parameters
+    return "logits_to_keep" in parameters, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

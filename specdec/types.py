@@ -1,11 +1,13 @@
 """The values that pass between drafter, target, verifier and engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
+from .kernels.ops import argmax
 from .tree import TokenTree
 
 
@@ -27,7 +29,7 @@ class Draft:
     """
 
     tree: TokenTree
-    sampled: Tensor  # [n] bool; False for the pending token
+    sampled: Sequence[bool]  # [n]; False for the pending token
     probs: Tensor | None = None  # [n, vocab] float32; None if nothing was sampled
     scores: Tensor | None = None  # [n] float32: log of the estimated acceptance of the path to the node, if estimated
     source: str = ""  # name of the drafter, for people and events
@@ -35,7 +37,7 @@ class Draft:
     @classmethod
     def chosen(cls, tree: TokenTree, source: str = "", scores: Tensor | None = None) -> "Draft":
         """A draft whose nodes claim no probability."""
-        return cls(tree, torch.zeros(len(tree), dtype=torch.bool), scores=scores, source=source)
+        return cls(tree, [False] * len(tree), scores=scores, source=source)
 
     @classmethod
     def empty(cls, pending: int, source: str = "") -> "Draft":
@@ -47,16 +49,14 @@ class Draft:
 
     def require_sound(self, pending: int, budget: int, vocab_size: int) -> None:
         """Raises ValueError if a drafter broke its contract: the text would be wrong without a sign of it."""
-        tokens, parents = self.tree.tokens.tolist(), self.tree.parents.tolist()
-        if not tokens or tokens[0] != pending or len(parents) != len(tokens) or parents[0] != -1:
-            found = f"the root {tokens[:1]} and {len(parents)} parents of {len(tokens)} tokens"
-        elif not all(0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
-            found = f"the parents {parents[:8]}, not each before its child"
-        elif max(self.tree.depths()) > budget:
-            found = f"depth {max(self.tree.depths())}"
+        tokens, depth = self.tree.tokens, max(self.tree.depths)
+        if tokens[0] != pending:
+            found = f"the root {tokens[0]}"
+        elif depth > budget:
+            found = f"depth {depth}"
         elif not 0 <= min(tokens) <= max(tokens) < vocab_size:
             found = f"tokens from {min(tokens)} to {max(tokens)}"
-        elif len(self.sampled) != len(tokens) or (self.probs is None and bool(self.sampled.any())):
+        elif len(self.sampled) != len(tokens) or (self.probs is None and any(self.sampled)):
             found = "sampled nodes without the distributions they were drawn from"
         elif self.probs is not None and self.probs.shape != (len(tokens), vocab_size):
             found = f"probs of shape {tuple(self.probs.shape)} for {len(tokens)} nodes"
@@ -86,7 +86,7 @@ class TargetRows:
     def probs(self) -> Tensor:  # [n, vocab]
         """The final target distribution of every row; one-hot for a greedy request."""
         if self.is_greedy:
-            return torch.nn.functional.one_hot(self.scores.argmax(-1), self.scores.shape[-1]).to(self.scores.dtype)
+            return torch.nn.functional.one_hot(argmax(self.scores), self.scores.shape[-1]).to(self.scores.dtype)
         return self.scores.softmax(-1)
 
     @property

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import likelihood_ratios, negligible, walk
 from specdec.types import Draft, Exactness, TargetRows, Verdict
@@ -22,7 +23,7 @@ class Block:
         >>> from specdec.noise import PhiloxNoise
         >>> from specdec.tree import TokenTree
         >>> rows = TargetRows(torch.tensor([[0.2, 0.8], [0.5, 0.5]]).log(), start=4, depths=[0, 1], is_greedy=False)
-        >>> draft = Draft(TokenTree.chain([0, 1]), torch.tensor([False, True]), torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
+        >>> draft = Draft(TokenTree.chain([0, 1]), [False, True], torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
         >>> Block().verify(draft, rows, PhiloxNoise(0)).path  # p/q = 1.6: always accepted
         [1]
     """
@@ -36,10 +37,10 @@ class Block:
         if not draft.tree.is_chain:
             raise ValueError("expected a chain, got a tree with branches; use the rule rejection or sample_and_match")
         if rows.is_greedy:  # p is one-hot: every weight is one or zero
-            return walk(draft.tree, rows.scores.argmax(-1).tolist())
+            return walk(draft.tree, argmax(rows.scores).tolist())
         length, target = len(draft) - 1, rows.probs
         weights = self._weights(likelihood_ratios(draft, target))
-        left = _left(target[:length], _proposal(draft, target), weights[:length])
+        left = _left(target, _proposal(draft, target), [*weights[:length], 0.0])
         masses = left.sum(-1).tolist()
         accepted = self._deepest(self._tests(weights, masses), noise, rows.start)
         rest = target[accepted]
@@ -57,7 +58,7 @@ class Block:
     def _tests(self, weights: list[float], masses: list[float]) -> list[float]:  # [k + 1]
         """h[i], the probability that test i passes; the last one is w[k], the zeroth always passes."""
         passes = [1.0]
-        for weight, mass in zip(weights[1:-1], masses[1:], strict=True):
+        for weight, mass in zip(weights[1:-1], masses[1:-1], strict=True):
             missed = mass + 1 - weight
             passes.append(mass / missed if missed > 0 else 1.0)
         return [*passes, *weights[-1:]] if len(weights) > 1 else passes
@@ -70,18 +71,19 @@ class Block:
         return 0
 
 
-def _proposal(draft: Draft, target: Tensor) -> Tensor:  # [k, vocab]
-    """What each token of the chain was drawn from; a point mass for a chosen token."""
-    sampled, tokens = draft.sampled[1:], draft.tree.tokens[1:].to(target.device)
-    if draft.probs is not None and bool(sampled.all()):
-        return draft.probs[:-1]
-    points = torch.zeros_like(target[:-1]).scatter_(1, tokens[:, None], 1.0)
+def _proposal(draft: Draft, target: Tensor) -> Tensor:  # [k + 1, vocab]
+    """What the token after each node was drawn from, a point mass if it was chosen; the last row is never read."""
+    sampled = [*draft.sampled[1:], True]
+    if draft.probs is not None and all(sampled):
+        return draft.probs
+    tokens = torch.tensor([*draft.tree.tokens[1:], 0], device=target.device)
+    points = torch.zeros_like(target).scatter_(1, tokens[:, None], 1.0)
     if draft.probs is None:
         return points
-    return torch.where(sampled[:, None].to(target.device), draft.probs[:-1], points)
+    return torch.where(torch.tensor(sampled, device=target.device)[:, None], draft.probs, points)
 
 
-def _left(target: Tensor, proposal: Tensor, weights: list[float]) -> Tensor:  # [k, vocab] each -> [k, vocab]
+def _left(target: Tensor, proposal: Tensor, weights: list[float]) -> Tensor:  # [k + 1, vocab] each
     """(w p - q)+ of every position: what of p is left to be drawn behind its prefix."""
     scale = torch.tensor(weights, dtype=target.dtype, device=target.device)
-    return (scale[:, None] * target - proposal).clamp_min(0)
+    return (scale[:, None] * target).sub_(proposal).clamp_min_(0)

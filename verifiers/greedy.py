@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import walk
 from specdec.types import Draft, Exactness, TargetRows, Verdict
@@ -24,4 +25,4 @@ class Greedy:
 
     def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
         """The path of argmax tokens and the first one that was not drafted. Needs neither q nor noise."""
-        return walk(draft.tree, rows.scores.argmax(-1).tolist())
+        return walk(draft.tree, argmax(rows.scores).tolist())

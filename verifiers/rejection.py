@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import likelihood_ratios, ratio, residual, walk, without
 from specdec.types import Draft, Exactness, TargetRows, Verdict
@@ -22,7 +23,7 @@ class Rejection:
         >>> from specdec.noise import PhiloxNoise
         >>> from specdec.tree import TokenTree
         >>> rows = TargetRows(torch.tensor([[0.2, 0.8], [0.5, 0.5]]).log(), start=4, depths=[0, 1], is_greedy=False)
-        >>> draft = Draft(TokenTree.chain([0, 1]), torch.tensor([False, True]), torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
+        >>> draft = Draft(TokenTree.chain([0, 1]), [False, True], torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
         >>> Rejection().verify(draft, rows, PhiloxNoise(0)).path  # p/q = 1.6: always accepted
         [1]
     """
@@ -34,8 +35,8 @@ class Rejection:
     def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
         """The accepted path, and a draw from what is left of p after the tests at its last node."""
         if rows.is_greedy:  # p is one-hot: a token passes if it is the argmax, sampled or chosen
-            return walk(draft.tree, rows.scores.argmax(-1).tolist())
-        target, sampled, tokens = rows.probs, draft.sampled.tolist(), draft.tree.tokens.tolist()
+            return walk(draft.tree, argmax(rows.scores).tolist())
+        target, sampled, tokens = rows.probs, draft.sampled, draft.tree.tokens
         tests = _Tests(draft, target, likelihood_ratios(draft, target), noise, rows.start)
         children = draft.tree.children()
         path: list[int] = []
@@ -72,7 +73,7 @@ class _Tests:
         for draw, child in enumerate(drawn):
             odds = self.ratios[child]
             if draw > 0:  # the earlier siblings changed both sides
-                proposal = without(proposal, int(self.draft.tree.tokens[drawn[draw - 1]]))
+                proposal = without(proposal, self.draft.tree.tokens[drawn[draw - 1]])
                 token = self.draft.tree.tokens[child]
                 odds = ratio(float(rest[token]), float(proposal[token]), child)
             if self.noise.accept(odds, self.start, node, draw):

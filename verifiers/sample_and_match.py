@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import walk
 from specdec.types import Draft, Exactness, TargetRows, Verdict
@@ -29,5 +30,5 @@ class SampleAndMatch:
     def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
         """The path of the target's own draws and the first of them that was not drafted."""
         if rows.is_greedy:
-            return walk(draft.tree, rows.scores.argmax(-1).tolist())
+            return walk(draft.tree, argmax(rows.scores).tolist())
         return walk(draft.tree, noise.target_tokens(rows.scores, rows.positions))

@@ -118,7 +118,7 @@ def test_chosen_trees_are_accepted_by_the_sum_of_their_paths(rule, plan):
     for seed in range(4):
         target, draft = pairs(4, seed)["random"]
         tree = TreeDrafter(draft, plan).propose(PROMPT, None).tree
-        tokens = tree.tokens.tolist()
+        tokens = tree.tokens
         total = 0.0
         for node in range(1, len(tree)):
             context, chance = PROMPT, 1.0
@@ -134,7 +134,7 @@ def best_possible(target, draft, plan):
     p = target.row(PROMPT).tolist()
     sets = {}
     for proposal, weight in outcomes(lambda noise: TreeDrafter(draft, plan).propose(PROMPT, noise)):
-        children = frozenset(proposal.tree.tokens[1:].tolist())
+        children = frozenset(proposal.tree.tokens[1:])
         sets[children] = sets.get(children, 0.0) + weight
     subsets = itertools.chain.from_iterable(itertools.combinations(range(len(p)), size) for size in range(len(p) + 1))
     return 1 + min(

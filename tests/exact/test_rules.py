@@ -174,14 +174,14 @@ def random_draft(tokens, rng, vocab, truth):
     kind = rng.choice(["wrong", "right", "repeated", "random", "empty"])
     size = 1 if kind == "empty" else rng.randint(2, 12)
     parents = [-1, *(rng.randrange(max(0, node - 3), node) for node in range(1, size))]
-    depths = TokenTree.of([0] * size, parents).depths()
+    depths = TokenTree([0] * size, parents).depths
     drafted = [tokens[-1]]
     for depth in depths[1:]:
         right = truth[min(len(tokens) + depth, len(truth)) - 1]
         wrong = (right + rng.randrange(1, vocab)) % vocab
         picked = {"wrong": wrong, "right": right, "repeated": right if depth < 3 else 0, "random": rng.randrange(vocab)}
         drafted.append(picked[kind])
-    return Draft.chosen(TokenTree.of(drafted, parents))
+    return Draft.chosen(TokenTree(drafted, parents))
 
 
 class RandomDrafter:
@@ -190,10 +190,10 @@ class RandomDrafter:
 
     def propose(self, tokens, noise, budget):
         draft = random_draft(tokens, self.rng, self.vocab, self.truth)
-        fits = [node for node, depth in enumerate(draft.tree.depths()) if depth <= budget]
+        fits = [node for node, depth in enumerate(draft.tree.depths) if depth <= budget]
         number = {node: index for index, node in enumerate(fits)} | {-1: -1}
-        parents = [number[draft.tree.parents.tolist()[node]] for node in fits]
-        return Draft.chosen(TokenTree.of(draft.tree.tokens[fits].tolist(), parents))
+        parents = [number[draft.tree.parents[node]] for node in fits]
+        return Draft.chosen(TokenTree(draft.tree.tokens_at(fits), parents))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -233,7 +233,7 @@ def test_greedy_requests_get_the_greedy_text_and_it_is_the_limit_of_low_temperat
 def test_the_order_of_chosen_siblings_is_nothing():
     target = Table(5, 3)
     for seed, order in itertools.product(range(20), itertools.permutations([1, 2, 3])):
-        draft = Draft.chosen(TokenTree.of([1, *order], [-1, 0, 0, 0]))
+        draft = Draft.chosen(TokenTree([1, *order], [-1, 0, 0, 0]))
         rows = score(target, PROMPT, draft)
         plain = PhiloxNoise(seed).target_tokens(rows.scores[:1], [rows.start])
         for rule in (SampleAndMatch(), Rejection()):
@@ -252,7 +252,7 @@ def test_the_empty_draft_is_one_draw_from_the_target():
 
 def test_bad_drafts_are_refused_with_a_remedy():
     rows = TargetRows(torch.zeros(3, 4), start=2, depths=[0, 1, 1], is_greedy=False)
-    tree, sampled = TokenTree.of([1, 2, 2], [-1, 0, 0]), torch.tensor([False, True, True])
+    tree, sampled = TokenTree([1, 2, 2], [-1, 0, 0]), [False, True, True]
     with pytest.raises(ValueError, match="expected a chain, got a tree"):
         Block().verify(Draft.chosen(tree), rows, PhiloxNoise(0))
     with pytest.raises(ValueError, match="expected draft.probs .* got None"):

@@ -120,7 +120,7 @@ class RandomTrees(Toy):
                 tokens.append(chance.randrange(self.vocab_size))
             parents.append(parent)
             depths.append(depths[parent] + 1)
-        return Draft.chosen(TokenTree.of(tokens, parents), self.name)
+        return Draft.chosen(TokenTree(tokens, parents), self.name)
 
 
 @dataclass
@@ -160,11 +160,11 @@ class RandomDraws(Toy):
                     rest = without(rest, token)
             level = range(before, len(paths))
         probs += [torch.zeros(self.vocab_size)] * (len(paths) - len(probs))
-        sampled = torch.tensor([False] + [True] * (len(paths) - 1))
-        return Draft(TokenTree.of([path[-1] for path in paths], parents), sampled, torch.stack(probs), source=self.name)
+        sampled = [False] + [True] * (len(paths) - 1)
+        return Draft(TokenTree([path[-1] for path in paths], parents), sampled, torch.stack(probs), source=self.name)
 
 
-LIES = ("root", "parent", "length", "depth", "token", "sampled")
+LIES = ("root", "depth", "token", "sampled")
 
 
 @dataclass
@@ -180,14 +180,10 @@ class Liar(Toy):
         tokens, parents = [pending, 1, 2], [-1, 0, 1]
         if self.lie == "root":
             tokens[0] = (pending + 1) % self.vocab_size
-        elif self.lie == "parent":
-            parents[1] = 2
-        elif self.lie == "length":
-            parents.pop()
         elif self.lie == "depth":
             tokens, parents = [pending] * (budget + 2), list(range(-1, budget + 1))
         elif self.lie == "token":
             tokens[1] = self.vocab_size
-        tree = TokenTree(torch.tensor(tokens), torch.tensor(parents))
-        sampled = torch.tensor([False, *[self.lie == "sampled"] * (len(tokens) - 1)])
+        tree = TokenTree(tokens, parents)
+        sampled = [False, *[self.lie == "sampled"] * (len(tokens) - 1)]
         return Draft(tree, sampled, source=self.name)  # "sampled": marked as drawn, but from nothing

@@ -31,7 +31,7 @@ class ZeroOnlyTheRejected(rejection._Tests):
         accepted, rest = super().run(node, drawn)
         if accepted is None:
             for child in drawn:
-                rest = without(self.target[node], int(self.draft.tree.tokens[child]))
+                rest = without(self.target[node], self.draft.tree.tokens[child])
         return accepted, rest
 
 

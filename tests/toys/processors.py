@@ -163,11 +163,11 @@ TOLERANCE = {torch.float32: 0.0, torch.float64: 1e-12}
 def random_tree(pending, generator, num_nodes=6):
     parents = [-1, *(generator.randrange(node) for node in range(1, num_nodes))]
     tokens = [pending, *(generator.choice(TOKENS) for _ in range(1, num_nodes))]
-    return TokenTree.of(tokens, parents)
+    return TokenTree(tokens, parents)
 
 
 def path_tokens(tree, node):
-    return tree.tokens[tree.path_to(node)].tolist()
+    return tree.tokens_at(tree.path_to(node))
 
 
 def plain(make, prefix, row, logits, prompt_length=PROMPT):

@@ -26,7 +26,7 @@ def plain_rows(paged, tokens, num_rows):
 def expected_nodes(paged, before, tree):
     """Logits after each node: one forward pass per leaf."""
     rows = [None] * len(tree)
-    tokens = tree.tokens.tolist()
+    tokens = tree.tokens
     for node in reversed(range(len(tree))):
         if rows[node] is None:
             path = [0, *tree.path_to(node)]
@@ -52,7 +52,7 @@ class Batch:
 
     def score(self, shapes):
         """Trees of these shapes with random tokens, scored in one packed pass and compared."""
-        trees = [TokenTree.of(random_tokens(len(shape), self.generator), shape) for shape in shapes]
+        trees = [TokenTree(random_tokens(len(shape), self.generator), shape) for shape in shapes]
         chunks = []
         for table, text, tree in zip(self.tables, self.texts, trees, strict=True):
             self.cache.stage(table, len(tree))
@@ -65,7 +65,7 @@ class Batch:
 
     def commit(self, trees, paths):
         for table, text, tree, path in zip(self.tables, self.texts, trees, paths, strict=True):
-            tokens = tree.tokens[[0, *path]].tolist()
+            tokens = tree.tokens_at([0, *path])
             self.cache.commit(table, path, tokens)
             text.extend(tokens)
         self.cache.check()

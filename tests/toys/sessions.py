@@ -65,7 +65,7 @@ class Session:
     def settle(self, index, draft, path, next_token):
         """Accepts `path` of the draft, and then this token."""
         self.cache.stage(self.tables[index], len(draft))
-        kept = [self.tokens[index][-1], *draft.tree.tokens[path].tolist()]
+        kept = [self.tokens[index][-1], *draft.tree.tokens_at(path)]
         self.cache.commit(self.tables[index], path, kept)
         self.tokens[index] += [*kept[1:], next_token]
 

@@ -85,7 +85,7 @@ class TreeDrafter:
                     contexts.append((*contexts[node], token))
             rows.append(row)
         probs = torch.stack(rows) if any(sampled) else None
-        return Draft(TokenTree.of(drafted, parents), torch.tensor(sampled), probs)
+        return Draft(TokenTree(drafted, parents), sampled, probs)
 
     def children(self, context, start: int, node: int, depth: int, noise) -> tuple[list[tuple[int, bool]], Tensor]:
         """The children of a node, in draw order, and the row that the sampled ones were drawn from."""
@@ -178,14 +178,14 @@ def outcomes(run: Callable, make_noise: Callable = EnumeratingNoise) -> Iterator
 
 def score(target: Table, tokens: Sequence[int], draft: Draft, is_greedy: bool = False) -> TargetRows:
     """The target's rows for a draft that continues `tokens`."""
-    drafted = draft.tree.tokens.tolist()
+    drafted = draft.tree.tokens
     paths = [[drafted[node] for node in draft.tree.path_to(leaf)] for leaf in range(len(draft))]
     probs = torch.stack([target.row((*tokens, *path)) for path in paths])
-    return TargetRows(probs.log(), start=len(tokens), depths=draft.tree.depths(), is_greedy=is_greedy)
+    return TargetRows(probs.log(), start=len(tokens), depths=draft.tree.depths, is_greedy=is_greedy)
 
 
 def emitted(draft: Draft, verdict) -> tuple[int, ...]:
-    return (*draft.tree.tokens[verdict.path].tolist(), verdict.next_token)
+    return (*draft.tree.tokens_at(verdict.path), verdict.next_token)
 
 
 def plain_law(target: Table, tokens: tuple[int, ...], length: int) -> Law:

@@ -25,7 +25,7 @@ def trees(draw):
     """A tree and a path in it from the root's child down."""
     size = draw(st.integers(1, 2 * PAGE))
     parents = [-1, *(draw(st.integers(0, node - 1)) for node in range(1, size))]
-    tree = TokenTree.of([draw(tokens) for _ in range(size)], parents)
+    tree = TokenTree([draw(tokens) for _ in range(size)], parents)
     return tree, tree.path_to(draw(st.integers(0, size - 1)))
 
 
@@ -69,7 +69,7 @@ class CacheMachine(RuleBasedStateMachine):
     def run(self, held, tree, drafted):
         """Stages and scores a tree, in the target's pool and perhaps in the drafter's."""
         self.cache.stage(held.table, len(tree))
-        values = tree.tokens.tolist()
+        values = tree.tokens
         prefixes = [[*held.tokens, *(values[step] for step in (0, *tree.path_to(node)))] for node in range(len(tree))]
         self.write(held, "target", prefixes, held.table.length)
         if drafted:
@@ -104,14 +104,14 @@ class CacheMachine(RuleBasedStateMachine):
     def round(self, held, grown, drafted, is_chain):
         tree, path = grown
         if is_chain:
-            tree, path = TokenTree.chain(tree.tokens.tolist()), chain(len(path) + 1)
+            tree, path = TokenTree.chain(tree.tokens), chain(len(path) + 1)
         before = self.state()
         try:
             self.run(held, tree, drafted)
         except CacheFull as error:
             assert self.state() == before and error.pages_wanted > error.pages_free
             return
-        kept = [tree.tokens[node].item() for node in (0, *path)]
+        kept = [tree.tokens[node] for node in (0, *path)]
         self.cache.commit(held.table, path, kept)
         held.tokens = [*held.tokens, *kept]
         if drafted and path == chain(len(path) + 1):

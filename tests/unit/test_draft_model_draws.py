@@ -29,12 +29,12 @@ def test_drawn_rows_are_the_requests_own_final_distribution(options):
     session = Session(DraftModel(MODEL, 4, "probabilistic", **options), sampler=sampling())
     for index, draft in enumerate(session.propose([4, 4, 3])):
         tokens = draft.tree.tokens
-        assert draft.sampled.tolist() == [False] + [True] * (len(draft) - 1)
+        assert draft.sampled == [False] + [True] * (len(draft) - 1)
         for node, children in enumerate(draft.tree.children()):
             if not children:
                 assert not draft.probs[node].any()
                 continue
-            path = tokens[draft.tree.path_to(node)].tolist()
+            path = draft.tree.tokens_at(draft.tree.path_to(node))
             wanted = final_row(session.sampler, session.tokens[index], path, index).softmax(-1)
             torch.testing.assert_close(draft.probs[node], wanted)
             start = len(session.tokens[index])
@@ -45,7 +45,7 @@ def test_shape_of_a_drawn_tree_does_not_depend_on_what_is_drawn():
     drafter = DraftModel(MODEL, 4, "probabilistic", num_tree_nodes=6, tree_width=3)
     shape = static_shape([0.7, 0.21, 0.063], 6, 4)
     for prompt in PROMPTS:
-        assert Session(drafter, [prompt], sampling()).propose([9])[0].tree.parents.tolist() == shape
+        assert Session(drafter, [prompt], sampling()).propose([9])[0].tree.parents == shape
 
 
 @pytest.mark.parametrize("num_tree_nodes", [None, 6])
@@ -57,19 +57,19 @@ def test_coupled_drafts_of_the_target_itself_are_what_the_target_draws(num_tree_
             path = said[len(session.tokens[index]) :]
             row = final_row(session.sampler, session.tokens[index], path, index)
             said += session.noises[index].target_tokens(row[None], [place])
-        paths = [draft.tree.tokens[draft.tree.path_to(node)].tolist() for node in range(len(draft))]
+        paths = [draft.tree.tokens_at(draft.tree.path_to(node)) for node in range(len(draft))]
         if num_tree_nodes is None:
             assert paths[-1] == said[-4:]
         else:
             assert said[len(session.tokens[index]) :][: max(map(len, paths))] in paths
-        assert not draft.sampled.any() and draft.probs is None
+        assert not any(draft.sampled) and draft.probs is None
 
 
 @pytest.mark.parametrize("method", ["probabilistic", "coupled"])
 def test_greedy_requests_get_the_likeliest_tokens_whatever_the_method(method):
     wanted = Session(DraftModel(MODEL, 4)).propose([4, 4, 4])
     for draft, same in zip(Session(DraftModel(MODEL, 4, method)).propose([4, 4, 4]), wanted, strict=True):
-        assert torch.equal(draft.tree.tokens, same.tree.tokens) and not draft.sampled.any()
+        assert draft.tree.tokens == same.tree.tokens and not any(draft.sampled)
 
 
 def test_processors_of_a_greedy_request_are_heeded_and_warpers_of_a_sampling_one_are_not():
@@ -81,7 +81,7 @@ def test_processors_of_a_greedy_request_are_heeded_and_warpers_of_a_sampling_one
         for _ in range(6):
             final = final_row(sampler, PROMPTS[0], path, 0)
             path.append(int((rows_after([*PROMPTS[0], *path], MODEL)[-1] if do_sample else final).argmax()))
-        assert draft.tree.tokens.tolist()[1:] == path
+        assert draft.tree.tokens[1:] == path
 
 
 def test_requests_that_sample_and_that_do_not_go_together():
@@ -91,8 +91,8 @@ def test_requests_that_sample_and_that_do_not_go_together():
     views = session.views([0, 1, 2])
     views[1] = RequestView(1, session.tokens[1], 1, session.tables[1], sampling(), session.cache, row=1)
     drafts = drafter.propose(views, [3, 3, 3], session.noises)
-    assert [bool(draft.sampled.any()) for draft in drafts] == [False, True, False]
-    assert torch.equal(drafts[1].tree.tokens, alone.tree.tokens)
+    assert [any(draft.sampled) for draft in drafts] == [False, True, False]
+    assert drafts[1].tree.tokens == alone.tree.tokens
 
 
 def test_draft_temperature_divides_the_final_scores():
@@ -120,7 +120,7 @@ def test_padded_vocabularies_are_cut_or_filled_up(target_size, method):
     drafter = DraftModel(model, 3, method)
     drafter.check(SimpleNamespace(vocab_size=target_size, pool_name="target"))
     (draft,) = Session(drafter, PROMPTS[:1], sampling()).propose([3])
-    assert draft.tree.tokens.max() < target_size
+    assert max(draft.tree.tokens) < target_size
     if method == "probabilistic":
         assert draft.probs.shape == (4, target_size)
         torch.testing.assert_close(draft.probs[:3].sum(-1), torch.ones(3))

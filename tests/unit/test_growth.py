@@ -42,7 +42,7 @@ def grown(num_nodes, width, depth, threshold=0.0, seed=0):
 
 
 def paths_of(draft):
-    tokens = draft.tree.tokens.tolist()
+    tokens = draft.tree.tokens
     return [tuple(tokens[node] for node in draft.tree.path_to(node)) for node in range(len(draft))]
 
 
@@ -91,7 +91,7 @@ def test_best_first_is_closed_bounded_and_honest_about_its_scores(num_nodes, wid
     assert max(map(len, paths)) <= depth
     assert num_rows <= 1 + width * (depth - 1)
     assert draft.scores.tolist() == pytest.approx([score_of(path, seed) for path in paths], abs=1e-5)
-    assert not draft.sampled.any() and draft.probs is None
+    assert not any(draft.sampled) and draft.probs is None
 
 
 def test_rows_that_cannot_matter_are_not_asked_for():
@@ -104,7 +104,7 @@ def test_ties_go_to_the_shallower_node():
     tree.expand([[1, 2]], [[0.0, -1.0]])
     assert tree.frontier == [1]  # a child of node 2 could at best tie with it
     tree.expand([[3, 4]], [[-1.0, -2.0]])
-    assert tree.draft("test").tree.tokens.tolist() == [9, 1, 2]
+    assert tree.draft("test").tree.tokens == [9, 1, 2]
 
 
 def test_a_token_below_the_threshold_stays_and_ends_its_branch():
@@ -113,13 +113,13 @@ def test_a_token_below_the_threshold_stays_and_ends_its_branch():
     assert tree.frontier == [1]
     tree.expand([[2]], [[math.log(0.4)]])
     assert tree.frontier == []
-    assert tree.draft("test").tree.tokens.tolist() == [9, 1, 2]
+    assert tree.draft("test").tree.tokens == [9, 1, 2]
 
 
 def test_impossible_tokens_are_no_children():
     tree = BestFirst(9, num_nodes=5, width=3, depth=1)
     tree.expand([[1, 2, 3]], [[0.0, -math.inf, -math.inf]])
-    assert tree.draft("test").tree.tokens.tolist() == [9, 1]
+    assert tree.draft("test").tree.tokens == [9, 1]
 
 
 def value_of(parents, acceptance):
@@ -177,9 +177,9 @@ SHAPE = [-1, 0, 0, 0, 1, 1, 2, 4]
 
 def test_drawn_tree_can_be_drawn_again_from_its_rows_bit_for_bit():
     draft = drawn(SHAPE, is_coupled=False)
-    assert draft.tree.parents.tolist() == SHAPE
-    assert draft.sampled.tolist() == [False] + [True] * 7
-    tokens, paths = draft.tree.tokens.tolist(), paths_of(draft)
+    assert draft.tree.parents == SHAPE
+    assert draft.sampled == [False] + [True] * 7
+    tokens, paths = draft.tree.tokens, paths_of(draft)
     for node, children in enumerate(draft.tree.children()):
         if not children:
             assert not draft.probs[node].any()
@@ -194,9 +194,9 @@ def test_drawn_tree_can_be_drawn_again_from_its_rows_bit_for_bit():
 
 def test_coupled_tree_holds_the_best_of_the_targets_noise():
     draft = drawn(SHAPE, is_coupled=True)
-    assert draft.tree.parents.tolist() == SHAPE
-    assert not draft.sampled.any() and draft.probs is None
-    tokens, paths = draft.tree.tokens.tolist(), paths_of(draft)
+    assert draft.tree.parents == SHAPE
+    assert not any(draft.sampled) and draft.probs is None
+    tokens, paths = draft.tree.tokens, paths_of(draft)
     for node, children in enumerate(draft.tree.children()):
         if children:
             scores = log_probs_after(paths[node]).float()
@@ -211,15 +211,15 @@ def test_drawing_ends_when_nothing_is_left_to_draw(is_coupled):
     assert len(tree.frontier) == 2
     tree.expand(torch.tensor([[0.0, -torch.inf, -torch.inf, -torch.inf]] * 2))
     draft = tree.draft("test")
-    assert sorted(draft.tree.tokens.tolist()[1:3]) == [0, 2]
-    assert draft.tree.parents.tolist() == [-1, 0, 0, 1, 2]
+    assert sorted(draft.tree.tokens[1:3]) == [0, 2]
+    assert draft.tree.parents == [-1, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("is_coupled", [False, True])
 def test_nothing_is_drawn_below_an_unlikely_token_but_the_token_stays(is_coupled):
     threshold = 0.3
     whole, cut = drawn([-1, 0, 1, 2, 3, 4], is_coupled), drawn([-1, 0, 1, 2, 3, 4], is_coupled, threshold)
-    tokens = whole.tree.tokens.tolist()
+    tokens = whole.tree.tokens
     own = [float(log_probs_after(tuple(tokens[1:node])).exp()[tokens[node]]) for node in range(1, 6)]
     length = next(i for i, value in enumerate(own, start=1) if value < threshold or i == 5)
-    assert cut.tree.tokens.tolist() == tokens[: length + 1]
+    assert cut.tree.tokens == tokens[: length + 1]

@@ -16,9 +16,9 @@ def view(said, request_id=0):
 
 def drafted(drafter, said, budget=99, request_id=0):
     (draft,) = drafter.propose([view(said, request_id)], [budget], [])
-    assert draft.tree.is_chain and not draft.sampled.any()
+    assert draft.tree.is_chain and not any(draft.sampled)
     assert draft.tree.tokens[0] == (PROMPT + said)[-1]
-    return draft.tree.tokens.tolist()[1:]
+    return draft.tree.tokens[1:]
 
 
 def decode(drafter, record):

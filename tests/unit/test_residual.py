@@ -18,7 +18,7 @@ def test_walk_takes_the_first_of_equal_siblings_and_reads_only_visited_rows():
             return super().__getitem__(node)
 
     read = []
-    tree = TokenTree.of([9, 4, 5, 5, 4, 7], [-1, 0, 0, 0, 2, 3])
+    tree = TokenTree([9, 4, 5, 5, 4, 7], [-1, 0, 0, 0, 2, 3])
     verdict = walk(tree, Targets([5, 0, 4, 7, 8, 0]))
     assert (verdict.path, verdict.next_token, verdict.num_accepted) == ([2, 4], 8, 2)
     assert read == [0, 2, 4]
@@ -43,7 +43,7 @@ def test_siblings_are_removed_one_by_one_until_nothing_is_left():
 def test_likelihood_ratios_take_a_chosen_token_as_certain():
     target = torch.tensor([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
     tree = TokenTree.chain([0, 1, 0])
-    mixed = Draft(tree, torch.tensor([False, True, False]), torch.tensor([[0.75, 0.25], [torch.nan] * 2, [0, 0]]))
+    mixed = Draft(tree, [False, True, False], torch.tensor([[0.75, 0.25], [torch.nan] * 2, [0, 0]]))
     assert likelihood_ratios(mixed, target) == [1, 2, 0.25]
     assert likelihood_ratios(Draft.chosen(tree), target) == [1, 0.5, 0.25]
 

@@ -98,7 +98,7 @@ def test_shorter_prefixes_come_first():
             seen.add(prefix)
         return scores
 
-    tree = TokenTree.of([PROMPTS[0][-1], 3, 4, 5, 6], [-1, 0, 1, 0, 3])
+    tree = TokenTree([PROMPTS[0][-1], 3, 4, 5, 6], [-1, 0, 1, 0, 3])
     Sampler([remembering]).scores(torch.randn(5, VOCAB), [Context(PROMPTS[0], tree, 0)])
     assert len(seen) == 6
 

@@ -62,7 +62,7 @@ def test_only_new_nodes_are_computed():
     for page_size in (2, 64):
         paged, cache = PagedModel(tiny_model("mistral")), PagedKVCache(page_size=page_size)
         prompt, table, other = list(range(5, 17)), cache.open(), cache.open()
-        tree = TokenTree.of([20, 21, 22, 23, 24, 25], [-1, 0, 0, 1, 2, 2])
+        tree = TokenTree([20, 21, 22, 23, 24, 25], [-1, 0, 0, 1, 2, 2])
         cache.stage(table, len(prompt))
         cache.stage(other, 1)
         paged.score(cache, [Chunk(table, 0, TokenTree.chain(prompt))])

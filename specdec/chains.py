@@ -1,0 +1,141 @@
+"""Drafting chains with a model: one forward pass per token of all drafts, and as little as possible beside it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .cache import PagedKVCache
+from .kernels.ops import argmax, entries
+from .protocols import Noise, RequestView
+from .rollout import catch_up, running
+from .sampling import Context
+from .target import PagedModel
+from .tree import TokenTree
+from .types import Draft
+
+Way: TypeAlias = Literal["greedy", "probabilistic", "coupled"]  # how tokens come from scores
+
+
+class Chain:
+    """The growing draft of one request.
+
+    Args:
+        view: the request.
+        depth: drafted tokens at most.
+        way: how they come from the draft model's scores; see `DraftModel`.
+        noise: of the request.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> chain = Chain(SimpleNamespace(tokens=[5, 7]), depth=1, way="greedy", noise=None)
+        >>> chain.grow(torch.tensor([[0.0, 2.0, 1.0]]), probs=None, row=0)
+        >>> chain.is_done, chain.draft("example").tree.tokens
+        (True, [7, 1])
+    """
+
+    __slots__ = ("_rows", "depth", "noise", "tokens", "view", "way")
+
+    def __init__(self, view: RequestView, depth: int, way: Way, noise: Noise) -> None:
+        self.view, self.depth, self.way, self.noise = view, depth, way, noise
+        self.tokens = [view.tokens[-1]]  # the pending one, then those drafted
+        self._rows: list[Tensor] = []  # [vocab] each: what the drafted tokens were drawn from, if they claim a q
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.tokens) > self.depth
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the last forward pass whose scores matter."""
+        return 1
+
+    @property
+    def row(self) -> int:
+        """Where the last token goes."""
+        return self.view.table.length + len(self.tokens) - 1
+
+    def context(self) -> Context:
+        """What stands before the last token's row, for processors."""
+        tree = TokenTree.chain(self.tokens)
+        return Context(self.view.seen, tree, self.view.row, first=len(tree) - 1)
+
+    def grow(self, scores: Tensor, probs: Tensor, row: int) -> None:  # [n, vocab] each
+        """Adds a token by row `row`; `probs` is softmax of `scores` for a chain that draws from it."""
+        start, depth = len(self.view.tokens), len(self.tokens) - 1
+        if self.way == "probabilistic":
+            self._rows.append(probs[row])
+            token = self.noise.draft_token(self._rows[-1], start, depth, 0)
+        elif self.way == "coupled":
+            (token,) = self.noise.coupled_tokens(scores[row], start + depth, 1)
+        else:
+            token = int(argmax(scores[row, None]))
+        self.tokens.append(token)
+
+    def draft(self, source: str) -> Draft:
+        """What was drafted."""
+        tree = TokenTree.chain(self.tokens)
+        if not self._rows:
+            return Draft.chosen(tree, source)
+        probs = torch.stack([*self._rows, torch.zeros_like(self._rows[0])])
+        return Draft(tree, [False] + [True] * len(self._rows), probs, source=source)
+
+
+# Chains and logits -> the scores that tokens come from, [n, vocab] both.
+Final: TypeAlias = Callable[[Sequence[Chain], Tensor], Tensor]
+
+
+def grow_chains(
+    model: PagedModel, cache: PagedKVCache, chains: Sequence[Chain], final: Final | None, threshold: float = 0.0
+) -> None:
+    """Drafts for all chains at once, until each is done or its last token's own probability is below `threshold`.
+
+    Args:
+        model: the draft model.
+        cache: of the chains' tables.
+        chains: what to grow.
+        final: makes scores of logits; None if every chain takes the likeliest token by the logits.
+        threshold: see above.
+
+    Raises:
+        CacheFull: there are too few pages.
+    """
+    live = [chain for chain in chains if chain.depth > 0]
+    pieces = []
+    for chain in live:
+        cache.stage(chain.view.table, chain.depth + 1)
+        *early, last = catch_up(chain.view, model.pool_name)
+        for piece in early:
+            model.score(cache, [piece])
+        pieces.append(last)
+    if not live:
+        return
+    is_simple = not threshold and all(chain.way == "greedy" for chain in live)
+    grown = _likeliest if is_simple else partial(_grown, threshold=threshold)
+    with running(model, [chain.view.sampler for chain in live]):
+        logits = model.score(cache, pieces).logits
+        while live := grown(live, logits if final is None else final(live, logits)):
+            tables, rows = [chain.view.table for chain in live], [chain.row for chain in live]
+            logits = model.step(cache, tables, rows, [chain.tokens[-1] for chain in live])
+
+
+def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]
+    """Adds the likeliest token to each chain; which of them go on."""
+    for chain, token in zip(chains, argmax(scores).tolist(), strict=True):
+        chain.tokens.append(token)
+    return [chain for chain in chains if not chain.is_done]
+
+
+def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]:  # [n, vocab]
+    """Adds a token to each chain, each in its way; which of them go on."""
+    needs_probs = threshold or any(chain.way == "probabilistic" for chain in chains)
+    probs = scores.float().softmax(-1) if needs_probs else scores
+    for row, chain in enumerate(chains):
+        chain.grow(scores, probs, row)
+    going = [chain for chain in chains if not chain.is_done]
+    if not threshold:
+        return going
+    own = entries(probs, range(len(chains)), [chain.tokens[-1] for chain in chains])
+    return [chain for chain, prob in zip(chains, own, strict=True) if chain in going and prob >= threshold]
