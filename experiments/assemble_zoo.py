@@ -45,7 +45,7 @@ everything on a fresh machine without a hub, and says nothing about speed-ups on
 ## Recipe
 
 {parameters:,} parameters, bfloat16. Muon for matrices, AdamW for embeddings and norms; warm-up, constant rate, linear
-decay. {steps} steps, {tokens:,} tokens. Configuration:
+decay. {steps} steps, {tokens:,} tokens{text}. Configuration:
 
 ```json
 {config}
@@ -105,6 +105,7 @@ def write_card(folder: Path, run: Path, title: str, purpose: str, acceptance_tex
     config = json.loads((run / "config.json").read_text())
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     model = load_model(str(folder), torch.bfloat16, torch.device("cpu"))
+    written = next((path.stem.rsplit("_", 1)[1] for path in run.glob("self_text_*.npz")), None)
     card = CARD.format(
         title=title,
         purpose=purpose,
@@ -112,6 +113,7 @@ def write_card(folder: Path, run: Path, title: str, purpose: str, acceptance_tex
         parameters=model.num_parameters(),
         steps=last["step"],
         tokens=last["step"] * config["batch_size"] * config["sequence_length"],
+        text="" if written is None else f" out of {int(written):,} that the target wrote",
         config=json.dumps(config, indent=2),
         losses=", ".join(f"{domain} {loss:.2f}" for domain, loss in last["held_out"].items()),
         acceptance=acceptance_text,

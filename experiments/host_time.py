@@ -74,7 +74,7 @@ def measure(run: Callable[[], Any], target: Any, draft: Any) -> tuple[float, flo
 
 
 def methods(target: Any, draft: Any, inputs: dict[str, Any], options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """What is compared, by name. For a sampling request drafts are made as by default, and drawn as transformers does."""
+    """What is compared, by name. A sampling request is drafted for as by default, and by drawing, as there."""
     draft.generation_config.num_assistant_tokens = NUM_DRAFT_TOKENS
     draft.generation_config.num_assistant_tokens_schedule = "constant"
     draft.generation_config.assistant_confidence_threshold = 0.0
