@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from itertools import groupby
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from specdec.cache import PagedKVCache
-from specdec.chains import Chain, Way, grow_chains
+from specdec.chains import Chain, SampleMethod, grow_chains
 from specdec.growth import BestFirst, Drawn, static_shape
 from specdec.protocols import DrafterNeeds, Noise, RequestView
 from specdec.rollout import Rollout, catch_up, running
@@ -20,7 +20,6 @@ from specdec.target import PagedModel
 from specdec.types import Draft
 from specdec.vocabulary import check_vocabulary
 
-METHODS = ("greedy", "probabilistic", "coupled")
 DEFAULT_WIDTH = 4
 UNKNOWN = -3e4  # logit of a token that the draft model does not know: probability 0, unless the others are excluded
 # A guess of P(the child of rank r is accepted | its parent was). It gives drawn trees their shape, and nothing else.
@@ -69,7 +68,7 @@ class DraftModel:
 
     model: InitVar[PreTrainedModel | PagedModel]
     num_speculative_tokens: int = 5
-    draft_sample_method: Way = "greedy"
+    draft_sample_method: SampleMethod = "greedy"
     num_tree_nodes: int | None = None
     tree_width: int | None = None
     confidence_threshold: float | None = None
@@ -88,7 +87,8 @@ class DraftModel:
         self._threshold = self.confidence_threshold or 0.0
         first, factor = RANK_ACCEPTANCE
         guess = [first * factor**rank for rank in range(self._width)]
-        self._shapes = [static_shape(guess, self._num_nodes, d) for d in range(self.num_speculative_tokens + 1)]
+        depths = range(self.num_speculative_tokens + 1) if self.num_tree_nodes is not None else ()
+        self._shapes = [static_shape(guess, self._num_nodes, depth) for depth in depths]  # of drawn trees, by depth
         self.needs = DrafterNeeds(
             tree=self.num_tree_nodes is not None,
             sampled=self.draft_sample_method == "probabilistic",
@@ -116,7 +116,7 @@ class DraftModel:
         if self.num_tree_nodes is not None:
             return self._trees(views, depths, noises)
         per_view = zip(views, depths, noises, strict=True)
-        chains = [Chain(view, depth, self._way(view), noise) for view, depth, noise in per_view]
+        chains = [Chain(view, depth, self._method(view), noise) for view, depth, noise in per_view]
         grow_chains(
             self._model, views[0].cache, chains, None if self._is_plain(views) else self._final, self._threshold
         )
@@ -135,7 +135,7 @@ class DraftModel:
         is_chosen = self.draft_sample_method == "greedy" or not any(v.sampler.do_sample for v in views)
         return is_chosen and all(by_logits) and self._model.vocab_size == self._vocab_size
 
-    def _way(self, view: RequestView) -> Way:
+    def _method(self, view: RequestView) -> SampleMethod:
         return self.draft_sample_method if view.sampler.do_sample else "greedy"
 
     def _trees(self, views: Sequence[RequestView], depths: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
@@ -145,7 +145,7 @@ class DraftModel:
         for index, (view, depth, noise) in enumerate(zip(views, depths, noises, strict=True)):
             if depth < 1:
                 continue
-            if self._way(view) == "greedy":
+            if self._method(view) == "greedy":
                 chosen[index] = self._chosen_run(cache, view, depth)
             else:
                 drawn[index] = self._drawn_run(cache, view, depth, noise)
@@ -161,21 +161,21 @@ class DraftModel:
     def _chosen_run(self, cache: PagedKVCache, view: RequestView, depth: int) -> Rollout[BestFirst]:
         growth = BestFirst(view.tokens[-1], self._num_nodes, self._width, depth, self._threshold)
         cache.stage(view.table, 1 + self._width * (depth - 1))
-        return Rollout(view, growth, self.pool)
+        return Rollout(view, growth, self._model)
 
     def _drawn_run(self, cache: PagedKVCache, view: RequestView, depth: int, noise: Noise) -> Rollout[Drawn]:
         is_coupled = self.draft_sample_method == "coupled"
         shape = self._shapes[depth]
         growth = Drawn(view.tokens[-1], shape, len(view.tokens), noise, is_coupled, self._threshold)
         cache.stage(view.table, len(shape))
-        return Rollout(view, growth, self.pool)
+        return Rollout(view, growth, self._model)
 
     def _grow(self, cache: PagedKVCache, chosen: list[Rollout[BestFirst]], drawn: list[Rollout[Drawn]]) -> None:
         """A level per forward pass, for all requests at once, until no draft grows any more."""
         runs: list[_AnyRun] = [*chosen, *drawn]
         chunks = []
         for run in runs:
-            *early, last = catch_up(run.view, self.pool)
+            *early, last = catch_up(run.view, self._model)
             for piece in early:
                 self._model.score(cache, [piece])
             chunks.append(last)
@@ -237,8 +237,9 @@ class DraftModel:
 
     def _require_sense(self) -> None:
         """Refuses options that mean nothing, alone or together."""
-        if self.draft_sample_method not in METHODS:
-            raise ValueError(f"expected draft_sample_method of {', '.join(METHODS)}, got {self.draft_sample_method!r}")
+        methods = get_args(SampleMethod)
+        if self.draft_sample_method not in methods:
+            raise ValueError(f"expected draft_sample_method of {', '.join(methods)}, got {self.draft_sample_method!r}")
         for name in ("num_speculative_tokens", "num_tree_nodes", "tree_width"):
             value = getattr(self, name)
             if value is not None and value < 1:

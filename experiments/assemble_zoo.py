@@ -113,7 +113,7 @@ def write_card(folder: Path, run: Path, title: str, purpose: str, acceptance_tex
         parameters=model.num_parameters(),
         steps=last["step"],
         tokens=last["step"] * config["batch_size"] * config["sequence_length"],
-        text="" if written is None else f" out of {int(written):,} that the target wrote",
+        text="" if written is None else f" in passes over {int(written):,} that the target wrote",
         config=json.dumps(config, indent=2),
         losses=", ".join(f"{domain} {loss:.2f}" for domain, loss in last["held_out"].items()),
         acceptance=acceptance_text,

@@ -54,7 +54,7 @@ def argmax(rows: Tensor) -> Tensor:  # [..., vocab] -> [...] int64
         return rows.argmax(-1)
     if rows.dtype.itemsize < 4:
         rows = rows.float()  # numpy has no bfloat16
-    return torch.as_tensor(rows.numpy().argmax(-1))
+    return torch.as_tensor(rows.detach().numpy().argmax(-1))
 
 
 def entries(rows: Tensor, indices: Sequence[int], columns: Sequence[int]) -> list[float]:  # rows [n, vocab]
@@ -65,7 +65,7 @@ def entries(rows: Tensor, indices: Sequence[int], columns: Sequence[int]) -> lis
         [2.0, 1.0, 3.0]
     """
     if rows.device.type == "cpu" and rows.dtype.itemsize >= 4:  # without a tensor op: one takes longer than all of it
-        table = rows.numpy()
+        table = rows.detach().numpy()
         return [table.item(index, column) for index, column in zip(indices, columns, strict=True)]
     picked: list[float] = rows[list(indices), list(columns)].tolist()
     return picked

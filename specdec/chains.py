@@ -10,13 +10,13 @@ from torch import Tensor
 from .cache import PagedKVCache
 from .kernels.ops import argmax, entries
 from .protocols import Noise, RequestView
-from .rollout import catch_up, running
+from .rollout import catch_up, known, running
 from .sampling import Context
 from .target import PagedModel
 from .tree import TokenTree
 from .types import Draft
 
-Way: TypeAlias = Literal["greedy", "probabilistic", "coupled"]  # how tokens come from scores
+SampleMethod: TypeAlias = Literal["greedy", "probabilistic", "coupled"]  # how tokens come from scores
 
 
 class Chain:
@@ -25,21 +25,21 @@ class Chain:
     Args:
         view: the request.
         depth: drafted tokens at most.
-        way: how they come from the draft model's scores; see `DraftModel`.
+        method: how they come from the draft model's scores; see `DraftModel`.
         noise: of the request.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> chain = Chain(SimpleNamespace(tokens=[5, 7]), depth=1, way="greedy", noise=None)
+        >>> chain = Chain(SimpleNamespace(tokens=[5, 7]), depth=1, method="greedy", noise=None)
         >>> chain.grow(torch.tensor([[0.0, 2.0, 1.0]]), probs=None, row=0)
         >>> chain.is_done, chain.draft("example").tree.tokens
         (True, [7, 1])
     """
 
-    __slots__ = ("_rows", "depth", "noise", "tokens", "view", "way")
+    __slots__ = ("_rows", "depth", "method", "noise", "tokens", "view")
 
-    def __init__(self, view: RequestView, depth: int, way: Way, noise: Noise) -> None:
-        self.view, self.depth, self.way, self.noise = view, depth, way, noise
+    def __init__(self, view: RequestView, depth: int, method: SampleMethod, noise: Noise) -> None:
+        self.view, self.depth, self.method, self.noise = view, depth, method, noise
         self.tokens = [view.tokens[-1]]  # the pending one, then those drafted
         self._rows: list[Tensor] = []  # [vocab] each: what the drafted tokens were drawn from, if they claim a q
 
@@ -62,17 +62,19 @@ class Chain:
         tree = TokenTree.chain(self.tokens)
         return Context(self.view.seen, tree, self.view.row, first=len(tree) - 1)
 
-    def grow(self, scores: Tensor, probs: Tensor, row: int) -> None:  # [n, vocab] each
+    def grow(self, scores: Tensor, probs: Tensor | None, row: int) -> None:  # [n, vocab] each
         """Adds a token by row `row`; `probs` is softmax of `scores` for a chain that draws from it."""
         start, depth = len(self.view.tokens), len(self.tokens) - 1
-        if self.way == "probabilistic":
+        if self.method == "probabilistic":
+            assert probs is not None
             self._rows.append(probs[row])
-            token = self.noise.draft_token(self._rows[-1], start, depth, 0)
-        elif self.way == "coupled":
-            (token,) = self.noise.coupled_tokens(scores[row], start + depth, 1)
+            self.tokens.append(self.noise.draft_token(self._rows[-1], start, depth, 0))
+        elif self.method == "coupled":
+            tokens = self.noise.coupled_tokens(scores[row], start + depth, 1)
+            self.tokens += tokens
+            self.depth = self.depth if tokens else depth
         else:
-            token = int(argmax(scores[row, None]))
-        self.tokens.append(token)
+            self.tokens.append(int(argmax(scores[row, None])))
 
     def draft(self, source: str) -> Draft:
         """What was drafted."""
@@ -106,19 +108,19 @@ def grow_chains(
     pieces = []
     for chain in live:
         cache.stage(chain.view.table, chain.depth + 1)
-        *early, last = catch_up(chain.view, model.pool_name)
+        *early, last = catch_up(chain.view, model)
         for piece in early:
             model.score(cache, [piece])
         pieces.append(last)
     if not live:
         return
-    is_simple = not threshold and all(chain.way == "greedy" for chain in live)
+    is_simple = not threshold and all(chain.method == "greedy" for chain in live)
     grown = _likeliest if is_simple else partial(_grown, threshold=threshold)
     with running(model, [chain.view.sampler for chain in live]):
         logits = model.score(cache, pieces).logits
         while live := grown(live, logits if final is None else final(live, logits)):
             tables, rows = [chain.view.table for chain in live], [chain.row for chain in live]
-            logits = model.step(cache, tables, rows, [chain.tokens[-1] for chain in live])
+            logits = model.step(cache, tables, rows, [known(chain.tokens[-1], model) for chain in live])
 
 
 def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]
@@ -130,12 +132,12 @@ def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab
 
 def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]:  # [n, vocab]
     """Adds a token to each chain, each in its way; which of them go on."""
-    needs_probs = threshold or any(chain.way == "probabilistic" for chain in chains)
-    probs = scores.float().softmax(-1) if needs_probs else scores
+    needs_probs = threshold or any(chain.method == "probabilistic" for chain in chains)
+    probs = scores.float().softmax(-1) if needs_probs else None
     for row, chain in enumerate(chains):
         chain.grow(scores, probs, row)
     going = [chain for chain in chains if not chain.is_done]
-    if not threshold:
+    if not threshold or probs is None:
         return going
     own = entries(probs, range(len(chains)), [chain.tokens[-1] for chain in chains])
     return [chain for chain, prob in zip(chains, own, strict=True) if chain in going and prob >= threshold]

@@ -89,6 +89,8 @@ class Packer:
         self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
     ) -> Packed:
         """One row per request: `rows[i]` of `tables[i]`, where `tokens[i]` stands; they must be staged."""
+        if not tables:
+            raise ValueError("expected at least one row, got none; step through what there is")
         requests = []
         for table, row in zip(tables, rows, strict=True):
             first_slot = cache.contiguous_start(table, row + 1)

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self, TypeVar
@@ -69,10 +68,12 @@ class Engine:
         """
         self._waiting.extend((rank, request, list(request.tokens)) for rank, request in enumerate(requests))
         # Tensors that foreign code keeps must be ordinary ones; without such code all of a round is cheaper.
-        is_foreign = any(each.sampler.reads_prefix or each.stopping.asks_others for _, each, _ in self._waiting)
+        is_foreign = any(_is_foreign(part) for part in (self.drafter, self.verifier)) or any(
+            each.sampler.reads_prefix or each.stopping.asks_others for _, each, _ in self._waiting
+        )
         try:
             while self._waiting or self._live:
-                with nullcontext() if is_foreign else torch.inference_mode():
+                with torch.no_grad() if is_foreign else torch.inference_mode():
                     event = self._round()
                 yield event
         finally:
@@ -252,30 +253,12 @@ class Engine:
         return verdicts
 
     def _emit(self, drafts: Sequence[Draft], verdicts: Sequence[Verdict], scores: Tensor, logits: Tensor) -> list[Step]:
-        """What is emitted: each accepted run, cut where a stop rule says."""
         steps, first = [], 0
         for live, draft, verdict in zip(self._live, drafts, verdicts, strict=True):
-            run = [*draft.tree.tokens_at(verdict.path), verdict.next_token]
             rows = [first + node for node in (0, *verdict.path)]
-            kept = scores[rows] if self.options.keep_scores else None  # [len(run), vocab]
-            rows_seen = None if kept is None else [*live.scores, *kept.unbind()]
-            count, reason = live.request.stopping.cut(live.view.seen, run, rows_seen)
-            if rows_seen is not None:
-                live.scores = rows_seen[: len(live.scores) + count]
-            steps.append(
-                Step(
-                    request_id=live.rank,
-                    tokens=tuple(run[:count]),
-                    num_accepted=min(len(verdict.path), count),
-                    num_drafted=max(draft.tree.depths),
-                    num_nodes=len(draft) - 1,
-                    num_wasted=len(run) - count,
-                    source=draft.source,
-                    finish_reason=reason,
-                    scores=None if kept is None else kept[:count],
-                    logits=logits[rows[:count]].float() if self.options.keep_logits else None,
-                )
-            )
+            kept = _ordinary(scores, rows) if self.options.keep_scores else None
+            raw = _ordinary(logits, rows) if self.options.keep_logits else None
+            steps.append(live.step(draft, verdict, kept, raw))
             first += len(draft)
         return steps
 
@@ -298,3 +281,13 @@ class Engine:
         if ended:
             self._is_full = False
             self._forget(ended)
+
+
+def _is_foreign(part: object) -> bool:
+    return part is not None and not type(part).__module__.startswith("specdec.")
+
+
+def _ordinary(rows: Tensor, indices: list[int]) -> Tensor:  # [n, vocab] -> [len(indices), vocab]
+    """These rows as tensors that may be changed and learnt from, which those made in inference mode may not."""
+    with torch.inference_mode(False):
+        return rows[indices].float()

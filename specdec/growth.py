@@ -1,7 +1,7 @@
 """How draft trees grow: best first by the drafter's own probabilities, or drawn in a shape fixed beforehand.
 
 Both grow level by level: the caller runs its model on `frontier`, the nodes whose continuations are wanted next, and
-hands the rows to `expand`, until the frontier is empty. A chain is a tree of width 1.
+hands the rows to `expand`, until the frontier is empty. Chains are drafted in chains.py.
 """
 
 import heapq

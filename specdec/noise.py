@@ -63,7 +63,8 @@ class PhiloxNoise:
         """The best `count` tokens of `scores` [vocab] plus the target's noise, as far as they have a probability."""
         raced = scores + self._gumbels(scores, (position,))[0]
         if count == 1:
-            return [int(argmax(raced[None]))]
+            token = int(argmax(raced[None]))
+            return [token] if float(raced[token]) > -torch.inf else []
         best = raced.topk(min(count, raced.shape[0]))
         tokens: list[int] = best.indices[best.values > -torch.inf].tolist()
         return tokens

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .cache import PagedKVCache, PageTable
+from .events import Step
 from .protocols import Noise, RequestView
 from .sampling import Context, Sampler
 from .stopping import Stopping
 from .target import Chunk
 from .tree import TokenTree
+from .types import Draft, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,30 @@ class LiveRequest:
     def missing(self) -> int:
         """Committed tokens before the pending one that are not in the cache."""
         return len(self.tokens) - 1 - self.table.length
+
+    def step(self, draft: Draft, verdict: Verdict, kept: Tensor | None, logits: Tensor | None) -> Step:
+        """What is emitted: the accepted run, cut where a stop rule says.
+
+        `kept` and `logits`, [len(run), vocab] each, are the final scores and the logits its tokens came from, if the
+        caller wants them.
+        """
+        run = [*draft.tree.tokens_at(verdict.path), verdict.next_token]
+        seen = None if kept is None else [*self.scores, *kept.unbind()]
+        count, reason = self.request.stopping.cut(self.view.seen, run, seen)
+        if seen is not None:
+            self.scores = seen[: len(self.scores) + count]
+        return Step(
+            request_id=self.rank,
+            tokens=tuple(run[:count]),
+            num_accepted=min(len(verdict.path), count),
+            num_drafted=max(draft.tree.depths),
+            num_nodes=len(draft) - 1,
+            num_wasted=len(run) - count,
+            source=draft.source,
+            finish_reason=reason,
+            scores=None if kept is None else kept[:count],
+            logits=None if logits is None else logits[:count],
+        )
 
     def context(self, tree: TokenTree) -> Context:
         """What stands before the rows of `tree`."""

@@ -15,15 +15,21 @@ MAX_CATCH_UP = 2048  # rows of one request in one forward pass
 Growth = TypeVar("Growth", BestFirst, Drawn)
 
 
-def catch_up(view: RequestView, pool: str) -> list[Chunk]:
-    """The rows that `pool` missed and the pending token, in pieces; the last one ends with the pending token."""
+def catch_up(view: RequestView, model: PagedModel) -> list[Chunk]:
+    """The rows that the model missed and the pending token, in pieces; the last one ends with the pending token."""
     table, stop = view.table, view.table.length + 1
-    present = min(table.filled.get(pool, 0), table.length)
-    starts = list(range(present, stop, MAX_CATCH_UP))
-    return [
-        Chunk(table, start, TokenTree.chain(view.tokens[start : min(start + MAX_CATCH_UP, stop)]), num_logits=last)
-        for start, last in zip(starts, [0] * (len(starts) - 1) + [1], strict=True)
-    ]
+    present = min(table.filled.get(model.pool_name, 0), table.length)
+    chunks = []
+    for start in range(present, stop, MAX_CATCH_UP):
+        end = min(start + MAX_CATCH_UP, stop)
+        tokens = [known(token, model) for token in view.tokens[start:end]]
+        chunks.append(Chunk(table, start, TokenTree.chain(tokens), num_logits=int(end == stop)))
+    return chunks
+
+
+def known(token: int, model: PagedModel) -> int:
+    """The token, or the last that the model has: a target may have some more, and a wrong draft only costs time."""
+    return min(token, model.num_embeddings - 1)
 
 
 def running(model: PagedModel, samplers: Iterable[Sampler]) -> AbstractContextManager[None]:
@@ -39,8 +45,8 @@ class Rollout(Generic[Growth]):
            committed    | the pending  | frontier of level 1, of level 2, ...
     """
 
-    def __init__(self, view: RequestView, growth: Growth, pool: str) -> None:
-        self.view, self.table, self._pool = view, view.table, pool
+    def __init__(self, view: RequestView, growth: Growth, model: PagedModel) -> None:
+        self.view, self.table, self._model = view, view.table, model
         self.growth: Growth = growth
         self._rows = {0: 0}  # node -> row, counted from the pending token's
         self._tokens, self._parents = [view.tokens[-1]], [-1]  # by row
@@ -59,7 +65,8 @@ class Rollout(Generic[Growth]):
             self._tokens.append(self.growth.tokens[node])
             self._parents.append(self._rows[self.growth.parents[node]])
         self._tree = TokenTree(list(self._tokens), list(self._parents))
-        return Chunk(self.table, self.table.length, self._tree, first, num_logits=len(self._tokens) - first)
+        tree = TokenTree([known(token, self._model) for token in self._tokens], self._tree.parents)
+        return Chunk(self.table, self.table.length, tree, first, num_logits=len(tree) - first)
 
     def context(self) -> Context:
         """What stands before the rows of the last chunk, for processors."""

@@ -39,7 +39,8 @@ class PagedModel:
     """A decoder whose K and V live in one pool of a `PagedKVCache`.
 
     The model is left as it is found: its weights, hooks, training modes and attention implementation. Hooks for
-    `feature_layers` stay until `close`, or the end of a `with` block.
+    `feature_layers` stay until `close`, or the end of a `with` block. Hooks of the caller's see token ids and positions
+    in memory that the next pass writes anew: copy what is to be kept.
 
     Args:
         model: a decoder of transformers whose attention goes through its attention interface.
@@ -114,6 +115,11 @@ class PagedModel:
         return self.model.dtype
 
     @property
+    def num_embeddings(self) -> int:
+        """Token ids it can be given; the logits may be wider or narrower."""
+        return self._embedding.shape[0]
+
+    @property
     def learned(self) -> Learned:
         """For the next `PagedModel` of this model."""
         return Learned(self.vocab_size, self._plans, (self._keeps_logits, self._takes_step))
@@ -125,59 +131,61 @@ class PagedModel:
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
         """Logits and features after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
-        if self._packer.device != self.device:  # the model was moved
-            self._packer = Packer(self.device)
-        packed = self._packer.pack(cache, chunks)
-        logits = self._run(cache, packed)[0]
+        packed = self._packer_here().pack(cache, chunks)
+        logits, taps = self._run(cache, packed)
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
-        features: list[Tensor] = []
-        if self.feature_layers:
-            taps, self._taps = self._taps or {}, None
-            features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
+        features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
         if not packed.num_logits:
             logits, features = logits[:0], [feature[:0] for feature in features]
-        if not torch.is_inference_mode_enabled():
-            logits = logits.clone()  # an inference tensor may not be changed in place later on, as processors do
         return Scores(logits, torch.cat(features, -1) if features else None)
 
     def step(
         self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
     ) -> Tensor:
         """Logits [b, vocab] after one more row per request: `tokens[i]` at row `rows[i]` of `tables[i]`, behind all
-        rows before it, which a call of `score` has begun. What that gives for chunks of one node, with less beside the
-        forward pass."""
-        logits = self._run(cache, self._packer.pack_step(cache, tables, rows, tokens))[0]
+        rows before it. What `score` gives for chunks of one node, with less beside the forward pass."""
+        logits, _ = self._run(cache, self._packer_here().pack_step(cache, tables, rows, tokens))
         for table, row in zip(tables, rows, strict=True):
             table.filled[self.pool_name] = row + 1
         return logits
 
-    def _run(self, cache: PagedKVCache, packed: Packed) -> Tensor:  # [1, rows kept, vocab]
+    def _packer_here(self) -> Packer:
+        device = self.device
+        if self._packer.device != device:  # the model was moved
+            self._packer = Packer(device)
+        return self._packer
+
+    def _run(self, cache: PagedKVCache, packed: Packed) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits [rows kept, vocab], and the outputs [1, rows, hidden] of the feature layers."""
         step = AttentionStep(cache.pool(self.pool_name), packed, self._plans or {})
         options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
         if self._keeps_logits:
             options["logits_to_keep"] = packed.keep
         if self._is_running:
-            output = self._forward(packed, step, options)
+            output, taps = self._forward(packed, step, options)
         else:
             with self.running():
-                output = self._forward(packed, step, options)
+                output, taps = self._forward(packed, step, options)
         self._plans = step.plans
         if not self._plans:
             raise selfcheck.refusal(self.model, "its attention does not go through that interface")
-        logits = _logits_of(output)
-        return logits if self._keeps_logits else _kept(logits[0], packed.keep)[None]
+        logits = _logits_of(output)[0]
+        if not self._keeps_logits:
+            logits = _kept(logits, packed.keep)
+        if not torch.is_inference_mode_enabled():
+            logits = logits.clone()  # an inference tensor may not be changed in place later on, as processors do
+        return logits, taps
 
-    def _forward(self, packed: Packed, step: AttentionStep, options: dict[str, Any]) -> Any:
+    def _forward(self, packed: Packed, step: AttentionStep, options: dict[str, Any]) -> tuple[Any, dict[int, Tensor]]:
         token = current_step.set(step)
-        self._taps = {}
+        taps = self._taps = {}
         try:
-            return self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
-        except BaseException:
-            self._taps = None
-            raise
+            output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
         finally:
+            self._taps = None
             current_step.reset(token)
+        return output, taps
 
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
         """Logits of an ordinary forward pass without a cache, by the model's own attention."""

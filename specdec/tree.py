@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from torch import Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
@@ -13,7 +15,7 @@ class TokenTree:
     the empty draft is the tree of node 0 alone. Lists, because every round reads them many times on the host.
 
     Raises:
-        ValueError: the lists are empty, differ in length, or a parent does not stand before its child.
+        ValueError: these are no lists, they are empty or differ in length, or a parent does not stand before its child.
 
     Example:
         >>> tree = TokenTree([5, 7, 8, 9], [-1, 0, 0, 2])  # pending 5, then 7 or 8, and 9 after 8
@@ -27,6 +29,9 @@ class TokenTree:
 
     def __post_init__(self) -> None:
         num_nodes, parents = len(self.tokens), self.parents
+        if type(self.tokens) is not list or type(parents) is not list:
+            kinds = f"{type(self.tokens).__name__} and {type(parents).__name__}"
+            raise ValueError(f"expected tokens and parents as lists of ints, got {kinds}; call .tolist() on a tensor")
         if not num_nodes or num_nodes != len(parents) or parents[0] != -1:
             raise ValueError(
                 f"expected as many tokens as parents, at least the pending one with parent -1; "
@@ -50,7 +55,7 @@ class TokenTree:
             >>> TokenTree.chain([5, 7, 9]).parents  # pending 5, drafted 7 then 9
             [-1, 0, 1]
         """
-        listed = list(tokens)
+        listed = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
         return cls(listed, list(range(-1, len(listed) - 1)))
 
     def __len__(self) -> int:

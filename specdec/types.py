@@ -54,6 +54,8 @@ class Draft:
             found = f"the root {tokens[0]}"
         elif depth > budget:
             found = f"depth {depth}"
+        elif not all([isinstance(token, int) for token in tokens]):
+            found = "tokens that are no ints"
         elif not 0 <= min(tokens) <= max(tokens) < vocab_size:
             found = f"tokens from {min(tokens)} to {max(tokens)}"
         elif len(self.sampled) != len(tokens) or (self.probs is None and any(self.sampled)):

@@ -11,8 +11,9 @@ def check_vocabulary(target_size: int, draft_size: int, tokenizers: tuple[Any, A
     """Nothing if a draft model of `draft_size` rows of logits can have the target's vocabulary.
 
     Models of one family may differ in columns of logits that only pad the vocabulary. Those the target does not have
-    are cut off before the draft's softmax, and tokens that only the target has are never drafted. With the tokenizers
-    (target's, draft's) at hand the tokens are compared, otherwise sizes further apart than padding are refused.
+    are cut off before the draft's softmax, and tokens that only the target has are drafted when no other is possible.
+    With the tokenizers (target's, draft's) at hand the tokens are compared, otherwise sizes further apart than padding
+    are refused.
 
     Raises:
         ValueError: the vocabularies differ.

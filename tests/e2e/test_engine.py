@@ -56,6 +56,52 @@ def test_the_last_request_goes_on_without_a_draft_where_only_that_fits(model) ->
     assert cache.num_free_pages == cache.num_pages
 
 
+class Learner:
+    """A drafter that learns while it drafts."""
+
+    name, needs = "learner", DrafterNeeds()
+
+    def __init__(self):
+        self.weight = torch.ones(2, requires_grad=True)
+
+    def propose(self, views, budgets, noises):
+        with torch.enable_grad():
+            (self.weight * torch.ones(2)).sum().backward()
+        return [specdec.Draft.empty(view.tokens[-1], self.name) for view in views]
+
+    def close(self, request_ids):
+        pass
+
+
+class Keeper(SampleAndMatch):
+    """A rule that keeps what it is shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def verify(self, draft, rows, noise):
+        self.seen.append(rows.scores)
+        return super().verify(draft, rows, noise)
+
+
+def test_code_of_the_callers_meets_tensors_it_can_learn_from(model) -> None:
+    drafter, rule = Learner(), Keeper()
+    specdec.generate(model, IDS, drafter=drafter, **GREEDY)
+    assert drafter.weight.grad is not None
+    specdec.generate(model, IDS, drafter="ngram", verifier=rule, **GREEDY)
+    assert rule.seen and not any(scores.is_inference() for scores in rule.seen)
+
+
+def test_kept_scores_and_logits_are_ordinary_tensors(model) -> None:
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    output = specdec.generate(model, IDS, drafter="ngram", **options, **GREEDY)
+    for event in output.speculation.rounds:
+        for step in event.steps:
+            step.scores.add_(1)
+            step.logits.add_(1)
+    assert not any(tensor.is_inference() for tensor in (*output.scores, *output.logits, output.sequences))
+
+
 def test_pieces_of_a_long_prompt_count_as_rows_of_the_target(model) -> None:
     options = EngineOptions(max_prefill_tokens=16)
     engine = Engine(PagedModel(model), None, SampleAndMatch(), PagedKVCache(), options)

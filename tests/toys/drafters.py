@@ -164,7 +164,7 @@ class RandomDraws(Toy):
         return Draft(TokenTree([path[-1] for path in paths], parents), sampled, torch.stack(probs), source=self.name)
 
 
-LIES = ("root", "depth", "token", "sampled")
+LIES = ("root", "depth", "token", "kind", "sampled")
 
 
 @dataclass
@@ -182,6 +182,8 @@ class Liar(Toy):
             tokens[0] = (pending + 1) % self.vocab_size
         elif self.lie == "depth":
             tokens, parents = [pending] * (budget + 2), list(range(-1, budget + 1))
+        elif self.lie == "kind":
+            tokens[1] = torch.tensor(1)
         elif self.lie == "token":
             tokens[1] = self.vocab_size
         tree = TokenTree(tokens, parents)

@@ -1,12 +1,13 @@
 """What the draft model proposes: drawn, coupled and chosen tokens, vocabularies and options."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
-from transformers.generation import RepetitionPenaltyLogitsProcessor
+from transformers.generation import PrefixConstrainedLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from specdec.draft_models import draft_model
+from specdec.chains import SampleMethod
 from specdec.draft_models.draft_model import DraftModel
 from specdec.growth import static_shape
 from specdec.protocols import RequestView
@@ -127,6 +128,20 @@ def test_padded_vocabularies_are_cut_or_filled_up(target_size, method):
         assert not draft.probs[:, 202:].any()
 
 
+@pytest.mark.parametrize("options", [{}, {"num_tree_nodes": 5, "tree_width": 2}], ids=str)
+@pytest.mark.parametrize("method", ["greedy", "probabilistic", "coupled"])
+def test_tokens_that_only_the_target_has_are_survived(method, options):
+    """In the text and, where a processor leaves nothing else, in the draft."""
+    drafter = DraftModel(tiny_model(200), 3, method, **options)
+    drafter.check(SimpleNamespace(vocab_size=204, pool_name="target"))
+    only = Sampler([PrefixConstrainedLogitsProcessor(lambda row, prefix: [202, 203], 1)], do_sample=True)
+    for sampler in (only, sampling()):
+        (draft,) = Session(drafter, [[5, 201, 3, 203]], sampler).propose([3])
+        draft.require_sound(203, 3, 204)
+        if sampler is only and method != "greedy":
+            assert len(draft) > 1 and set(draft.tree.tokens[1:]) <= {202, 203}
+
+
 def test_other_vocabularies_are_refused():
     with pytest.raises(ValueError, match="expected .* vocabulary of 4096 tokens, got 23;"):
         DraftModel(MODEL).check(SimpleNamespace(vocab_size=4096, pool_name="target"))
@@ -157,7 +172,7 @@ def test_bad_options_are_refused(options):
 
 
 def test_needs_say_what_is_proposed():
-    needs = {method: DraftModel(MODEL, draft_sample_method=method).needs for method in draft_model.METHODS}
+    needs = {method: DraftModel(MODEL, draft_sample_method=method).needs for method in get_args(SampleMethod)}
     assert not any(need.tree for need in needs.values())
     assert [method for method, need in needs.items() if need.sampled] == ["probabilistic"]
     assert DraftModel(MODEL, num_tree_nodes=3).needs.tree

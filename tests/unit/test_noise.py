@@ -212,6 +212,7 @@ def test_coupled_tokens_are_a_sample_without_replacement_best_first():
     rest[0] = 0
     assert chi_square(after_zero, rest.double().numpy()) > FALSE_ALARM
     assert len(noise.coupled_tokens(PROBS.log(), 5, 99)) == 7, "as many as have a probability"
+    assert noise.coupled_tokens(torch.full((5,), -torch.inf), 5, 1) == []
 
 
 @pytest.mark.gpu

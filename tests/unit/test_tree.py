@@ -1,6 +1,7 @@
 """The token tree: what it refuses, and its structure by definition."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,17 @@ def test_structure_follows_from_the_parents(tree):
 def test_lists_that_are_no_tree_are_refused(parents):
     with pytest.raises(ValueError, match="expected"):
         TokenTree([5, 7, 9], parents)
+
+
+@pytest.mark.parametrize("make", [torch.tensor, tuple])
+def test_anything_but_lists_is_refused(make):
+    """A tensor's elements are tensors: an end-of-text token among them would not be known as one."""
+    with pytest.raises(ValueError, match="expected tokens and parents as lists of ints"):
+        TokenTree(make([5, 7]), make([-1, 0]))
+
+
+def test_a_chain_takes_a_tensor_by_its_values():
+    assert TokenTree.chain(torch.tensor([5, 7])) == TokenTree.chain([5, 7])
 
 
 def test_a_chain_keeps_its_own_list():
