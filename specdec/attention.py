@@ -26,8 +26,18 @@ KNOWN_OPTIONS = frozenset(
     "position_embeddings max_length_q max_length_k cu_seq_lens_q cu_seq_lens_k seq_idx deterministic".split()
 )
 Call = tuple[nn.Module, int]  # an attention module, and how often it was called before in the same forward
+
+
+class Running:
+    """What a model that runs with our attention is doing; setting an attribute is cheaper than a context variable."""
+
+    __slots__ = ("step",)
+
+    step: "AttentionStep"  # of the forward pass it is in
+
+
 # Where the attention function looks for its step if the model does not hand it over.
-current_step: ContextVar["AttentionStep"] = ContextVar("specdec_step")
+running_now: ContextVar[Running] = ContextVar("specdec_running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ def attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention output [1, T, heads, v_dim] of one layer, as transformers calls for it."""
-    step: AttentionStep = options.get("specdec_step") or current_step.get()
+    step: AttentionStep = options.get("specdec_step") or running_now.get().step
     plan = step.plan(module, key, value, options)
     keys, values = step.store(plan.key, key, value) if plan.is_writer else step.storage(plan.key)
     return ops.tree_attention(query, keys, values, step.rows, plan.scoring, options.get("s_aux")), None

@@ -120,7 +120,7 @@ def grow_chains(
         logits = model.score(cache, pieces).logits
         while live := grown(live, logits if final is None else final(live, logits)):
             tables, rows = [chain.view.table for chain in live], [chain.row for chain in live]
-            logits = model.step(cache, tables, rows, [known(chain.tokens[-1], model) for chain in live])
+            logits = model.step(cache, tables, rows, known([chain.tokens[-1] for chain in live], model))
 
 
 def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]

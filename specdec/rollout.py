@@ -1,6 +1,6 @@
 """Drafting with a model that keeps rows of its own: what it has to catch up on, and which rows its tree lies in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
@@ -22,14 +22,15 @@ def catch_up(view: RequestView, model: PagedModel) -> list[Chunk]:
     chunks = []
     for start in range(present, stop, MAX_CATCH_UP):
         end = min(start + MAX_CATCH_UP, stop)
-        tokens = [known(token, model) for token in view.tokens[start:end]]
+        tokens = known(view.tokens[start:end], model)
         chunks.append(Chunk(table, start, TokenTree.chain(tokens), num_logits=int(end == stop)))
     return chunks
 
 
-def known(token: int, model: PagedModel) -> int:
-    """The token, or the last that the model has: a target may have some more, and a wrong draft only costs time."""
-    return min(token, model.num_embeddings - 1)
+def known(tokens: Sequence[int], model: PagedModel) -> list[int]:
+    """The tokens, the model's last one in place of those it lacks: a target may have more, and a draft may be wrong."""
+    last = model.num_embeddings - 1
+    return [token if token < last else last for token in tokens]
 
 
 def running(model: PagedModel, samplers: Iterable[Sampler]) -> AbstractContextManager[None]:
@@ -65,7 +66,7 @@ class Rollout(Generic[Growth]):
             self._tokens.append(self.growth.tokens[node])
             self._parents.append(self._rows[self.growth.parents[node]])
         self._tree = TokenTree(list(self._tokens), list(self._parents))
-        tree = TokenTree([known(token, self._model) for token in self._tokens], self._tree.parents)
+        tree = TokenTree(known(self._tokens, self._model), self._tree.parents)
         return Chunk(self.table, self.table.length, tree, first, num_logits=len(tree) - first)
 
     def context(self) -> Context:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from . import selfcheck
-from .attention import NAME, AttentionStep, Call, LayerPlan, current_step
+from .attention import NAME, AttentionStep, Call, LayerPlan, Running, running_now
 from .cache import PagedKVCache, PageTable
 from .chunk import Chunk, Packed, Packer, Scores
 
@@ -88,6 +88,7 @@ class PagedModel:
         self._keeps_logits, self._takes_step = learned.options if learned is not None else _options_of(model)
         self._plans: dict[Call, LayerPlan] = {}
         self._packer = Packer(self.device)
+        self._now = Running()
         self._is_running = False
         self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
@@ -151,8 +152,7 @@ class PagedModel:
         return logits
 
     def _packer_here(self) -> Packer:
-        device = self.device
-        if self._packer.device != device:  # the model was moved
+        if not self._is_running and self._packer.device != (device := self.device):  # the model was moved
             self._packer = Packer(device)
         return self._packer
 
@@ -178,13 +178,13 @@ class PagedModel:
         return logits, taps
 
     def _forward(self, packed: Packed, step: AttentionStep, options: dict[str, Any]) -> tuple[Any, dict[int, Tensor]]:
-        token = current_step.set(step)
+        self._now.step = step
         taps = self._taps = {}
         try:
             output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
         finally:
             self._taps = None
-            current_step.reset(token)
+            del self._now.step  # it holds the pool
         return output, taps
 
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
@@ -216,9 +216,11 @@ class PagedModel:
     @contextmanager
     def _inferring(self, attention: str | None = None) -> Iterator[None]:
         """While inside, the model is in evaluation mode, records nothing for gradients and runs with this attention."""
+        self._packer_here()
         training = [module for module in self._modules if module.training]
         configs = self._configs if attention else []
         found = [config[SWITCH] for config in configs]
+        token = running_now.set(self._now)
         try:
             self._is_running = attention is not None
             for module in training:
@@ -228,6 +230,7 @@ class PagedModel:
             with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
                 yield
         finally:
+            running_now.reset(token)
             self._is_running = False
             for config, name in zip(configs, found, strict=True):
                 config[SWITCH] = name

@@ -26,7 +26,7 @@ def state_of(model):
         [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()],
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        attention.current_step.get(None),
+        attention.running_now.get(None),
     )
 
 
