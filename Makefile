@@ -18,8 +18,10 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(VENV)/bin/specdec compare
 
+# Kernels are interpreted in a process of their own: Triton decides for good when they are imported.
 test: lint
 	$(RUN) pytest -n $(JOBS)
+	TRITON_INTERPRET=1 $(RUN) pytest -n $(JOBS) tests/kernels/interpreted
 
 lint: $(INSTALLED)
 	$(RUN) ruff check

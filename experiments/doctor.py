@@ -21,7 +21,7 @@ def examine(target: str | None, draft: str | None, dtype: str | None, device: st
     """Everything `doctor` knows, as plain values; what stands in the tables comes from the code that acts on it."""
     return {
         "environment": environment(),
-        "kernels": os.environ.get("SPECDEC_KERNELS", "reference"),
+        "kernels": os.environ.get("SPECDEC_KERNELS") or ("triton" if torch.cuda.is_available() else "reference"),
         "target": _checked(target, draft, dtype, device),
         "drafters": {name: _options(factory) for name, factory in DRAFTERS.items()},
         "rules": {

@@ -1,11 +1,11 @@
 """The ops the toolkit calls: checks its arguments and picks the body, `SPECDEC_KERNELS=reference|triton`."""
 
-import os
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from . import reference
+from .bodies import body_of, current, is_reference
 from .rows import PackedRows, Scoring
 
 
@@ -18,7 +18,12 @@ def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
 
 def argmax(rows: Tensor) -> Tensor:  # [..., vocab] -> [...] int64
     """The column of the largest entry of each row, the lowest of several; see `reference.argmax`."""
-    return reference.argmax(rows)
+    if is_reference(rows):
+        return reference.argmax(rows)
+    from . import draw_kernels
+
+    with current(rows):
+        return draw_kernels.argmax(rows)
 
 
 def entries(rows: Tensor, indices: Sequence[int], columns: Sequence[int]) -> list[float]:  # rows [n, vocab]
@@ -35,12 +40,13 @@ def tree_attention(
     sinks: Tensor | None = None,  # [heads]
 ) -> Tensor:  # [1, T, heads, v_dim]
     """Attention of each packed row over its request's prefix and its own ancestors; see `reference.tree_attention`."""
-    body = os.environ.get("SPECDEC_KERNELS", "reference")
-    if body != "reference":
-        raise ValueError(f"expected SPECDEC_KERNELS=reference, got {body!r}; this version has no other kernels")
     if query.shape[2] != rows.num_rows or query.shape[1] % keys.shape[1] or query.shape[3] != keys.shape[2]:
         raise ValueError(
             f"expected queries [1, multiple of {keys.shape[1]}, {rows.num_rows}, {keys.shape[2]}], "
             f"got {list(query.shape)}; rows and pool are of another forward or layer"
         )
-    return reference.tree_attention(query, keys, values, rows, scoring, sinks)
+    if body_of(query) == "reference":
+        return reference.tree_attention(query, keys, values, rows, scoring, sinks)
+    from . import tree_attention as triton_body  # not needed, and maybe not there, where the reference runs
+
+    return triton_body.tree_attention(query, keys, values, rows, scoring, sinks)

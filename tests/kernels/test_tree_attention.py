@@ -195,9 +195,17 @@ def test_arguments_that_do_not_fit_are_refused():
             ops.tree_attention(torch.zeros(shape), keys, keys, rows, Scoring(1.0))
 
 
-def test_kernels_that_are_not_there_are_refused(monkeypatch):
-    monkeypatch.setenv("SPECDEC_KERNELS", "triton")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("triton", "expected tensors on a GPU for SPECDEC_KERNELS=triton, got cpu; set TRITON_INTERPRET=1"),
+        ("fast", "expected SPECDEC_KERNELS=reference or triton, got 'fast'"),
+    ],
+)
+def test_a_body_that_cannot_run_is_refused(monkeypatch, body, message):
+    monkeypatch.setenv("SPECDEC_KERNELS", body)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows = PackedRows([RequestRows(0, 1, 0, None, None, 0, None)])
     keys = torch.zeros(4, 2, 8)
-    with pytest.raises(ValueError, match="expected SPECDEC_KERNELS=reference, got 'triton'; this version"):
+    with pytest.raises(ValueError, match=message):
         ops.tree_attention(torch.zeros(1, 2, 1, 8), keys, keys, rows, Scoring(1.0))
