@@ -4,6 +4,7 @@ import inspect
 import os
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
