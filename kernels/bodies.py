@@ -31,9 +31,7 @@ def body_of(tensor: Tensor) -> str:
             f"set TRITON_INTERPRET=1 to interpret the kernels, or SPECDEC_KERNELS=reference"
         )
     if body == "triton" and not HAS_TRITON:
-        raise ValueError(
-            "expected triton for tensors on a GPU, got none; install it, or set SPECDEC_KERNELS=reference"
-        )
+        raise ValueError("expected triton for tensors on a GPU, got none; install it, or set SPECDEC_KERNELS=reference")
     return body
 
 
