@@ -1,13 +1,13 @@
 """What this installation can do: versions, devices, kernels, methods, and whether a model can be run."""
 
 import inspect
-import os
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from specdec.kernels.bodies import ASKED_FOR
 from specdec.methods import DRAFTERS, VERIFIERS
 from specdec.options import OTHER_METHODS, UNAVAILABLE_OUTPUTS
 from specdec.sampling import REFUSED
@@ -22,7 +22,7 @@ def examine(target: str | None, draft: str | None, dtype: str | None, device: st
     """Everything `doctor` knows, as plain values; what stands in the tables comes from the code that acts on it."""
     return {
         "environment": environment(),
-        "kernels": os.environ.get("SPECDEC_KERNELS") or ("triton" if torch.cuda.is_available() else "reference"),
+        "kernels": ASKED_FOR or ("triton" if torch.cuda.is_available() else "reference"),
         "target": _checked(target, draft, dtype, device),
         "drafters": {name: _options(factory) for name, factory in DRAFTERS.items()},
         "rules": {

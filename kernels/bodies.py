@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BODIES = ("reference", "triton")
+ASKED_FOR = os.environ.get("SPECDEC_KERNELS")  # read once, as Triton reads its own: an op is called for every layer
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of rows that kernels take
 HAS_TRITON = find_spec("triton") is not None
 
@@ -22,7 +23,9 @@ def body_of(tensor: Tensor) -> str:
         >>> body_of(torch.zeros(1))
         'reference'
     """
-    body = os.environ.get("SPECDEC_KERNELS") or ("triton" if tensor.is_cuda else "reference")
+    if not ASKED_FOR and not tensor.is_cuda:
+        return "reference"
+    body = ASKED_FOR or "triton"
     if body not in BODIES:
         raise ValueError(f"expected SPECDEC_KERNELS=reference or triton, got {body!r}; unset it for the usual choice")
     if body == "triton" and not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

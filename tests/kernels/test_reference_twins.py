@@ -164,9 +164,9 @@ def test_a_body_is_run_or_refused(monkeypatch):
     rows = torch.zeros(1, 4)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for setting in ("reference", ""):
-        monkeypatch.setenv("SPECDEC_KERNELS", setting)
+        monkeypatch.setattr(bodies, "ASKED_FOR", setting)
         assert body_of(rows) == "reference"
-    monkeypatch.setenv("SPECDEC_KERNELS", "triton")
+    monkeypatch.setattr(bodies, "ASKED_FOR", "triton")
     with pytest.raises(ValueError, match="expected tensors on a GPU for SPECDEC_KERNELS=triton, got cpu; set TRITON"):
         ops.argmax(rows)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -177,7 +177,7 @@ def test_a_body_is_run_or_refused(monkeypatch):
     assert body_of(rows) == "triton"
     with pytest.raises(ValueError, match="expected rows of float32 or half of it, got torch.float64"):
         ops.argmax(rows.double())
-    monkeypatch.setenv("SPECDEC_KERNELS", "fast")
+    monkeypatch.setattr(bodies, "ASKED_FOR", "fast")
     with pytest.raises(ValueError, match="expected SPECDEC_KERNELS=reference or triton, got 'fast'"):
         ops.argmax(rows)
 

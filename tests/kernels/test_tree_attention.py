@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec.kernels import ops
+from specdec.kernels import bodies, ops
 from specdec.kernels.rows import MAX_PADDED_ROWS, PackedRows, RequestRows, Scoring
 
 ROUNDING = 1e-12  # float64: sums of up to 1000 terms of size 1
@@ -203,7 +203,7 @@ def test_arguments_that_do_not_fit_are_refused():
     ],
 )
 def test_a_body_that_cannot_run_is_refused(monkeypatch, body, message):
-    monkeypatch.setenv("SPECDEC_KERNELS", body)
+    monkeypatch.setattr(bodies, "ASKED_FOR", body)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     rows = PackedRows([RequestRows(0, 1, 0, None, None, 0, None)])
     keys = torch.zeros(4, 2, 8)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from specdec.kernels import ops, tree_attention, tree_plan
+from specdec.kernels import bodies, ops, tree_attention, tree_plan
 from specdec.kernels.rows import Scoring
 from tests.toys.ragged import CONTIGUOUS, Shape, batch_of, chain, error_of, random_tree
 
@@ -194,10 +194,10 @@ def test_queries_of_any_strides():
 
 def test_the_body_is_chosen_by_name(monkeypatch):
     case = batch_of([(30, TREE, PAGED, 0)], Shape(), Scoring(0.2), random.Random(11))
-    monkeypatch.setenv("SPECDEC_KERNELS", "triton")
+    monkeypatch.setattr(bodies, "ASKED_FOR", "triton")
     ops.tree_attention(*case)
     assert case.rows.plans
-    monkeypatch.delenv("SPECDEC_KERNELS")
+    monkeypatch.setattr(bodies, "ASKED_FOR", None)
     case = case.again()
     ops.tree_attention(*case)
     assert not case.rows.plans
