@@ -119,8 +119,9 @@ def grow_chains(
     with running(model, [chain.view.sampler for chain in live]):
         logits = model.score(cache, pieces).logits
         while live := grown(live, logits if final is None else final(live, logits)):
-            tables, rows = [chain.view.table for chain in live], [chain.row for chain in live]
-            logits = model.step(cache, tables, rows, known([chain.tokens[-1] for chain in live], model))
+            ends = [(chain.view.table, chain.row, chain.tokens[-1]) for chain in live]
+            tables, rows, tokens = zip(*ends, strict=True)
+            logits = model.step(cache, tables, rows, known(tokens, model))
 
 
 def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]

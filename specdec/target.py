@@ -82,6 +82,7 @@ class PagedModel:
         self.vocab_size: int = getattr(head, "out_features", None) or config.vocab_size  # width of the logits
         self._embeddings = model.get_input_embeddings()
         self._embedding: Tensor = self._embeddings.weight  # type: ignore[assignment]
+        self.num_embeddings: int = self._embedding.shape[0]  # ids it can be given; logits may be of another width
         modules = list(model.modules())
         self._modules = [module for module in modules if type(module) not in MODELESS]
         self._configs = _attention_configs(modules)
@@ -114,11 +115,6 @@ class PagedModel:
     def dtype(self) -> torch.dtype:
         """What the weights are kept in."""
         return self.model.dtype
-
-    @property
-    def num_embeddings(self) -> int:
-        """Token ids it can be given; the logits may be wider or narrower."""
-        return self._embedding.shape[0]
 
     @property
     def learned(self) -> Learned:
