@@ -71,9 +71,10 @@ class Engine:
         is_foreign = any(_is_foreign(part) for part in (self.drafter, self.verifier)) or any(
             each.sampler.reads_prefix or each.stopping.asks_others for _, each, _ in self._waiting
         )
+        mode = torch.no_grad() if is_foreign else torch.inference_mode()
         try:
             while self._waiting or self._live:
-                with torch.no_grad() if is_foreign else torch.inference_mode():
+                with mode:
                     event = self._round()
                 yield event
         finally:
@@ -227,9 +228,12 @@ class Engine:
         return max(0, min(room, self.target.max_positions - len(live.tokens)))
 
     def _finalize(self, logits: Tensor, drafts: Sequence[Draft]) -> Tensor:  # [sum of nodes, vocab]
-        contexts = [live.context(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
         samplers = [live.request.sampler for live in self._live]
-        if all(sampler is samplers[0] for sampler in samplers):
+        is_one = all(sampler is samplers[0] for sampler in samplers)
+        if is_one and not samplers[0].reads_prefix:
+            return samplers[0].scores(logits, ())
+        contexts = [live.context(draft.tree) for live, draft in zip(self._live, drafts, strict=True)]
+        if is_one:
             return samplers[0].scores(logits, contexts)
         parts, first = [], 0
         for sampler, group in groupby(zip(samplers, contexts, strict=True), key=lambda pair: pair[0]):
