@@ -50,7 +50,7 @@ def argmax(rows: Tensor) -> Tensor:  # [..., vocab] -> [...] int64
         >>> argmax(torch.tensor([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]]))
         tensor([1, 0])
     """
-    if rows.device.type != "cpu" or rows.shape[-1] <= 1024:
+    if rows.shape[-1] <= 1024 or not rows.is_cpu:
         return rows.argmax(-1)
     if rows.dtype.itemsize < 4:
         rows = rows.float()  # numpy has no bfloat16

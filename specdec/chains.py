@@ -126,9 +126,12 @@ def grow_chains(
 
 def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]
     """Adds the likeliest token to each chain; which of them go on."""
+    live = []
     for chain, token in zip(chains, argmax(scores).tolist(), strict=True):
         chain.tokens.append(token)
-    return [chain for chain in chains if not chain.is_done]
+        if len(chain.tokens) <= chain.depth:
+            live.append(chain)
+    return live
 
 
 def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]:  # [n, vocab]
