@@ -131,9 +131,9 @@ class DraftModel:
 
     def _is_plain(self, views: Sequence[RequestView]) -> bool:
         """Whether all of them want the likeliest tokens by the logits as they are."""
-        by_logits = [v.sampler.do_sample or not v.sampler.processors for v in views]
-        is_chosen = self.draft_sample_method == "greedy" or not any(v.sampler.do_sample for v in views)
-        return is_chosen and all(by_logits) and self._model.vocab_size == self._vocab_size
+        return self._model.vocab_size == self._vocab_size and all(
+            self._method(view) == "greedy" and (view.sampler.do_sample or not view.sampler.processors) for view in views
+        )
 
     def _method(self, view: RequestView) -> SampleMethod:
         return self.draft_sample_method if view.sampler.do_sample else "greedy"
@@ -173,12 +173,7 @@ class DraftModel:
     def _grow(self, cache: PagedKVCache, chosen: list[Rollout[BestFirst]], drawn: list[Rollout[Drawn]]) -> None:
         """A level per forward pass, for all requests at once, until no draft grows any more."""
         runs: list[_AnyRun] = [*chosen, *drawn]
-        chunks = []
-        for run in runs:
-            *early, last = catch_up(run.view, self._model)
-            for piece in early:
-                self._model.score(cache, [piece])
-            chunks.append(last)
+        chunks = [catch_up(self._model, cache, run.view) for run in runs]
         with running(self._model, [run.view.sampler for run in runs]):
             while chunks:
                 scores = self._final(runs, self._model.score(cache, chunks).logits)

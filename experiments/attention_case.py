@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.rows import PackedRows, RequestRows
+from specdec.tree import TokenTree
 
 PAGE = 16
 DTYPE = torch.bfloat16
@@ -147,11 +148,9 @@ def _tree(num_nodes: int, rng: random.Random) -> list[int]:
 
 
 def _request(case: Case, parents: list[int], slots: Tensor) -> RequestRows:
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(depths[parent] + 1 if parent >= 0 else 0)
     if case.num_nodes == 1:
         return RequestRows(case.prefix, 1, 0, None, None, None, slots, PAGE)
+    depths = TokenTree([0] * case.num_nodes, parents).depths
     return RequestRows(case.prefix, case.num_nodes, 0, parents, depths, None, slots, PAGE)
 
 

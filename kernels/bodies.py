@@ -40,7 +40,7 @@ def body_of(tensor: Tensor) -> str:
 
 def is_reference(rows: Tensor) -> bool:
     """Whether the reference is to be run; the kernels compute in float32, and do not round wider rows unasked."""
-    if (not ASKED_FOR and not rows.is_cuda) or body_of(rows) == "reference":
+    if body_of(rows) == "reference":
         return True
     if rows.dtype not in DTYPES:
         raise ValueError(f"expected rows of float32 or half of it, got {rows.dtype}; use SPECDEC_KERNELS=reference")
@@ -49,4 +49,5 @@ def is_reference(rows: Tensor) -> bool:
 
 def current(tensor: Tensor) -> AbstractContextManager[object]:
     """Makes the device of `tensor` the current one, on which Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    is_elsewhere = tensor.is_cuda and tensor.device.index != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if is_elsewhere else nullcontext()

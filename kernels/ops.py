@@ -16,6 +16,16 @@ def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
     return reference.philox(seed, c0, c1, c2, c3)
 
 
+def gumbels(words: Tensor) -> Tensor:  # any shape, random words -> float32
+    """Gumbel noise; see `reference.gumbels`."""
+    return reference.gumbels(words)
+
+
+def pick(probs: Tensor, uniform: float) -> int:  # [vocab]
+    """The token whose stretch of the running sum holds `uniform` of the total; see `reference.pick`."""
+    return reference.pick(probs, uniform)
+
+
 def argmax(rows: Tensor) -> Tensor:  # [..., vocab] -> [...] int64
     """The column of the largest entry of each row, the lowest of several; see `reference.argmax`."""
     if is_reference(rows):

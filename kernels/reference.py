@@ -41,6 +41,31 @@ def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
     return torch.stack((even[0], odd[0], even[1], odd[1]), -1)
 
 
+def gumbels(words: Tensor) -> Tensor:  # any shape, random words -> float32
+    """Gumbel noise: g = -log E with E = -log1p(-(b + 0.5) * 2**-32), which float32 never rounds to zero.
+
+    Example:
+        >>> gumbels(torch.tensor([0, 2**31, 2**32 - 1])).isfinite().all()
+        tensor(True)
+    """
+    # The clamp keeps E finite: float32 rounds the last 128 of the 2**32 words to one.
+    uniform = words.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def pick(probs: Tensor, uniform: float) -> int:  # [vocab]
+    """The token whose stretch of the running sum holds `uniform` of the total; never one without probability.
+
+    In float64: with 53 bits on both sides the draw follows the stored row itself, whatever its precision.
+
+    Example:
+        >>> pick(torch.tensor([0.25, 0.0, 0.75]), 0.25)
+        2
+    """
+    sums = probs.cumsum(0, dtype=torch.float64)
+    return int(torch.searchsorted(sums, sums[-1] * uniform, right=True))
+
+
 def argmax(rows: Tensor) -> Tensor:  # [..., vocab] -> [...] int64
     """The column of the largest entry of each row, the lowest of several.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .reference import argmax, philox
+from .reference import argmax, gumbels, philox
 from .trees import PackedTrees
 
 
@@ -22,8 +22,7 @@ def gumbel_argmax(scores: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:  
     zero = torch.zeros((), dtype=torch.int64, device=scores.device)
     for row, (seed, position) in enumerate(zip(seeds.tolist(), positions.tolist(), strict=True)):
         words = philox(seed & 0xFFFFFFFFFFFFFFFF, zero + position, zero, zero, blocks).flatten()[: scores.shape[1]]
-        uniform = words.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
-        noise[row] = uniform.neg_().log1p_().neg_().log_().neg_()
+        noise[row] = gumbels(words)
     return argmax(scores + noise)
 
 

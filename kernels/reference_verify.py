@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import philox
+from .reference import philox, pick
 from .trees import PackedTrees
 
 ACCEPT, RESIDUAL = 2, 3  # roles of the random words, as in specdec.noise
@@ -59,7 +59,7 @@ def verify_rejection(
             if chain.sampled[accepted]:
                 passes = chain.accept[accepted] < chain.ratios[accepted]
             else:
-                passes = _pick(rest, chain.residual[accepted]) == token
+                passes = pick(rest, chain.residual[accepted]) == token
             if not passes:
                 break
             accepted += 1
@@ -67,7 +67,7 @@ def verify_rejection(
         if accepted < len(chain.tokens) and chain.sampled[accepted]:
             left = (rest - chain.proposal[accepted]).clamp_min(0)
             rest = left if float(left.sum()) > torch.finfo(left.dtype).eps else rest
-        next_token = _pick(rest, chain.residual[accepted])
+        next_token = pick(rest, chain.residual[accepted])
         emitted.append([accepted + 1, *chain.tokens[:accepted], next_token])
     return _padded(emitted, trees.max_depth, scores.device)
 
@@ -106,7 +106,7 @@ def verify_block(
             if chain.accept[node - 1] < passes:
                 accepted = node
         is_left = accepted < length and masses[accepted] > torch.finfo(left.dtype).eps
-        next_token = _pick(left[accepted] if is_left else chain.target[accepted], chain.residual[accepted])
+        next_token = pick(left[accepted] if is_left else chain.target[accepted], chain.residual[accepted])
         emitted.append([accepted + 1, *chain.tokens[:accepted], next_token])
     return _padded(emitted, trees.max_depth, scores.device)
 
@@ -144,12 +144,6 @@ def _uniforms(seed: int, role: int, positions: Tensor, sub_indices: Tensor) -> l
     words = philox(seed & 0xFFFFFFFFFFFFFFFF, positions, zero + role, sub_indices, zero)
     uniforms: list[float] = ((words[:, 0] << 21 | words[:, 1] >> 11).double() * 2.0**-53).tolist()
     return uniforms
-
-
-def _pick(probs: Tensor, uniform: float) -> int:
-    """The token whose stretch of the running sum, in float64, holds `uniform` of the total."""
-    sums = probs.cumsum(-1, dtype=torch.float64)
-    return int(torch.searchsorted(sums, sums[-1:] * uniform, right=True))
 
 
 def _padded(emitted: list[list[int]], max_depth: int, device: torch.device) -> Tensor:  # [B, max_depth + 2] int64

@@ -1,17 +1,16 @@
 """`tree_attention` in Triton: one wave of equal shares of the keys; rows and heads that share keys are one block."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bodies import DTYPES, current
 from .rows import PackedRows, Scoring
 from .tree_columns import COUNT, ITEM, NODE, REQUEST, ROW, SEEN, START, STOP, STRIP, TREE
 from .tree_plan import OPTIONS, Kind, Plan, lower_bounds, plan_of
 from .tree_steps import ancestors, fold, load_rows, store_means, sunk
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
 MERGED_NUMBERS, MERGED_SPLITS = 512, 16  # of one program of the merge: numbers per item, items at once
 
@@ -32,10 +31,8 @@ def tree_attention(
         ValueError: the kernels know no such shapes, or no such numbers.
     """
     _check(query, keys, values, scoring)
-    if query.is_cuda and query.device.index != torch.cuda.current_device():  # Triton launches on the current one
-        with torch.cuda.device(query.device):
-            return _launched(query, keys, values, rows, scoring, sinks)
-    return _launched(query, keys, values, rows, scoring, sinks)
+    with current(query):
+        return _launched(query, keys, values, rows, scoring, sinks)
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> None:

@@ -32,14 +32,14 @@ class _Rows(NamedTuple):
 def verify_rejection(
     scores: Tensor, draft_probs: Tensor | None, trees: PackedTrees, sampled: Tensor, seeds: Tensor, starts: Tensor
 ) -> Tensor:
-    """See `reference_sampling.verify_rejection`."""
+    """See `reference_verify.verify_rejection`."""
     return _verify(scores, draft_probs, trees, (sampled, seeds, starts), is_block=False)
 
 
 def verify_block(
     scores: Tensor, draft_probs: Tensor | None, trees: PackedTrees, sampled: Tensor, seeds: Tensor, starts: Tensor
 ) -> Tensor:
-    """See `reference_sampling.verify_block`."""
+    """See `reference_verify.verify_block`."""
     return _verify(scores, draft_probs, trees, (sampled, seeds, starts), is_block=True)
 
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from .philox import uniforms
+from .residual import index_at, left_of, part_at, residual_uniform
 
-ACCEPT: tl.constexpr = tl.constexpr(2)  # roles of the random words, as in specdec.noise
-RESIDUAL: tl.constexpr = tl.constexpr(3)
+ACCEPT: tl.constexpr = tl.constexpr(2)  # a role of the random words, as in specdec.noise
 NEGLIGIBLE: tl.constexpr = tl.constexpr(2.0**-23)  # mass below which a difference of float32 rows is only rounding
 
 
@@ -58,14 +58,14 @@ def draw_kernel(
         top = tl.max(maxima, 0)
         masses *= tl.exp(maxima - top).to(tl.float64)
         total = tl.sum(masses, 0)
-        goal = total * _residual_uniform(tl.load(seeds_ptr + request), tl.load(starts_ptr + request) + node)
-        chosen, before = _part_at(masses, goal, PARTS)
+        goal = total * residual_uniform(tl.load(seeds_ptr + request), tl.load(starts_ptr + request) + node)
+        chosen, before = part_at(masses, goal, PARTS)
         index = chosen * TILE + tl.arange(0, TILE)
         scores = tl.load(scores_ptr + row * scores_stride + index, mask=index < vocab, other=float("-inf"))
         weights = tl.exp(scores.to(tl.float32) - top).to(tl.float64)
         tl.store(tops_ptr + row, top)
         tl.store(totals_ptr + row, total.to(tl.float32))
-        tl.store(drawn_ptr + row, _index_at(weights, before, goal, index).to(tl.int64))
+        tl.store(drawn_ptr + row, index_at(weights, before, goal, index).to(tl.int64))
 
 
 @triton.jit
@@ -152,18 +152,19 @@ def left_kernel(
         weight = tl.load(weights_ptr + row)
         if weight >= 0:
             index = part * TILE + tl.arange(0, TILE)
-            top, total = tl.load(tops_ptr + row), tl.load(totals_ptr + row)
-            is_sampled = tl.load(sampled_ptr + row + 1)
-            left = _left(
-                scores_ptr + row * scores_stride,
-                None if probs_ptr is None else probs_ptr + row * probs_stride,
+            left = left_of(
+                row,
                 index,
-                index < vocab,
-                tl.load(tokens_ptr + row + 1),
-                is_sampled,
                 weight,
-                top,
-                total,
+                scores_ptr,
+                vocab,
+                scores_stride,
+                probs_ptr,
+                probs_stride,
+                tokens_ptr,
+                sampled_ptr,
+                tops_ptr,
+                totals_ptr,
             )
             tl.store(masses_ptr + row * tl.num_programs(0) + part, tl.sum(left, 0))
 
@@ -238,59 +239,27 @@ def emit_kernel(
         total = tl.sum(masses, 0)
         if total > NEGLIGIBLE:
             position = tl.load(starts_ptr + request) + num_accepted
-            goal = total * _residual_uniform(tl.load(seeds_ptr + request), position)
-            chosen, before = _part_at(masses, goal, PARTS)
+            goal = total * residual_uniform(tl.load(seeds_ptr + request), position)
+            chosen, before = part_at(masses, goal, PARTS)
             index = chosen * TILE + tl.arange(0, TILE)
-            left = _left(
-                scores_ptr + row * scores_stride,
-                None if probs_ptr is None else probs_ptr + row * probs_stride,
+            left = left_of(
+                row,
                 index,
-                index < vocab,
-                tl.load(tokens_ptr + row + 1),
-                tl.load(sampled_ptr + row + 1),
                 weight,
-                tl.load(tops_ptr + row),
-                tl.load(totals_ptr + row),
+                scores_ptr,
+                vocab,
+                scores_stride,
+                probs_ptr,
+                probs_stride,
+                tokens_ptr,
+                sampled_ptr,
+                tops_ptr,
+                totals_ptr,
             )
-            token = _index_at(left, before, goal, index).to(tl.int64)
+            token = index_at(left, before, goal, index).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     emitted = tl.load(tokens_ptr + first + 1 + column, mask=column < num_accepted, other=-1).to(tl.int64)
     emitted = tl.where(column == num_accepted, token, emitted)
     count = tl.where(num_accepted < 0, -1, tl.where(first < stop, num_accepted + 1, 0))
     tl.store(emitted_ptr + request * (max_depth + 2), count.to(tl.int64))
     tl.store(emitted_ptr + request * (max_depth + 2) + 1 + column, emitted, mask=column <= max_depth)
-
-
-@triton.jit
-def _left(scores, probs, index, mask, token, is_sampled, weight, top, total):  # -> float64
-    """(weight * p - q)+ of one row, in float32 as the reference has it; q of a chosen token is a point mass."""
-    values = tl.load(scores + index, mask=mask, other=float("-inf")).to(tl.float32)
-    p = tl.div_rn(tl.exp(values - top), total)
-    q = (index == token).to(tl.float32)
-    if probs is not None:
-        if is_sampled != 0:
-            q = tl.load(probs + index, mask=mask, other=0.0).to(tl.float32)
-    return tl.maximum(weight.to(tl.float32) * p - q, 0.0).to(tl.float64)
-
-
-@triton.jit
-def _residual_uniform(seed, position):
-    return tl.sum(uniforms(seed, RESIDUAL, position, tl.zeros((1,), tl.uint32)), 0)
-
-
-@triton.jit
-def _part_at(masses, goal, PARTS: tl.constexpr):  # -> part, mass before it
-    """The part in which the running sum passes the goal; always one that has mass."""
-    part = tl.arange(0, PARTS)
-    sums = tl.cumsum(masses, 0)
-    passed = tl.min(tl.where((sums > goal) & (masses > 0), part, PARTS), 0)
-    chosen = tl.minimum(passed, tl.max(tl.where(masses > 0, part, 0), 0))
-    return chosen, tl.max(tl.where(part < chosen, sums, 0.0), 0)
-
-
-@triton.jit
-def _index_at(weights, before, goal, index):
-    """The index at which the running sum passes the goal; always one that has weight."""
-    sums = before + tl.cumsum(weights, 0)
-    passed = tl.min(tl.where((sums > goal) & (weights > 0), index, 0x7FFFFFFF), 0)
-    return tl.minimum(passed, tl.max(tl.where(weights > 0, index, 0), 0))

@@ -104,14 +104,11 @@ def grow_chains(
     Raises:
         CacheFull: there are too few pages.
     """
-    live = [chain for chain in chains if chain.depth > 0]
+    live = [chain for chain in chains if not chain.is_done]
     pieces = []
     for chain in live:
         cache.stage(chain.view.table, chain.depth + 1)
-        *early, last = catch_up(chain.view, model)
-        for piece in early:
-            model.score(cache, [piece])
-        pieces.append(last)
+        pieces.append(catch_up(model, cache, chain.view))
     if not live:
         return
     is_simple = not threshold and all(chain.method == "greedy" for chain in live)
@@ -126,12 +123,9 @@ def grow_chains(
 
 def _likeliest(chains: list[Chain], scores: Tensor) -> list[Chain]:  # [n, vocab]
     """Adds the likeliest token to each chain; which of them go on."""
-    live = []
     for chain, token in zip(chains, argmax(scores).tolist(), strict=True):
         chain.tokens.append(token)
-        if len(chain.tokens) <= chain.depth:
-            live.append(chain)
-    return live
+    return [chain for chain in chains if not chain.is_done]
 
 
 def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]:  # [n, vocab]
@@ -140,8 +134,7 @@ def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]
     probs = scores.float().softmax(-1) if needs_probs else None
     for row, chain in enumerate(chains):
         chain.grow(scores, probs, row)
-    going = [chain for chain in chains if not chain.is_done]
     if not threshold or probs is None:
-        return going
+        return [chain for chain in chains if not chain.is_done]
     own = entries(probs, range(len(chains)), [chain.tokens[-1] for chain in chains])
-    return [chain for chain, prob in zip(chains, own, strict=True) if chain in going and prob >= threshold]
+    return [chain for chain, prob in zip(chains, own, strict=True) if prob >= threshold and not chain.is_done]

@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .kernels.ops import argmax, philox
+from .kernels.ops import argmax, gumbels, philox, pick
 
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
@@ -50,7 +50,7 @@ class PhiloxNoise:
     def __init__(self, seed: int) -> None:
         self.seed = _checked(seed)
         self._keys = round_keys(seed)
-        self._draft_block, self._draft_uniforms = (-1, -1), [0.0]  # (start, number of the block), by node
+        self._draft_block, self._draft_uniforms = (-1, -1), [0.0]  # (start, first node), by node
         self._first = 0  # position of the first row of the window
         self._window = torch.empty(0, 0)  # [rows, vocab] float32: Gumbel noise of consecutive positions
 
@@ -72,13 +72,14 @@ class PhiloxNoise:
     def draft_token(self, probs: Tensor, start: int, node: int, draw: int) -> int:
         """Draw number `draw` below `node` from `probs` [vocab]."""
         if draw:
-            return _pick(probs, self._uniform(Role.DRAFT, start, node, draw))
-        block = start, node // _DRAFT_BLOCK
+            return pick(probs, self._uniform(Role.DRAFT, start, node, draw))
+        place = node % _DRAFT_BLOCK
+        block = start, node - place
         if block != self._draft_block:  # one after the other they take a quarter of the time
-            nodes = range(node // _DRAFT_BLOCK * _DRAFT_BLOCK, node // _DRAFT_BLOCK * _DRAFT_BLOCK + _DRAFT_BLOCK)
+            nodes = range(node - place, node - place + _DRAFT_BLOCK)
             self._draft_uniforms = [self._uniform(Role.DRAFT, start, each, 0) for each in nodes]
             self._draft_block = block
-        return _pick(probs, self._draft_uniforms[node % _DRAFT_BLOCK])
+        return pick(probs, self._draft_uniforms[place])
 
     def accept(self, ratio: float, start: int, node: int, draw: int) -> bool:
         """Whether u < ratio, strictly, for the test of draw `draw` below `node`: a ratio of zero never passes."""
@@ -86,7 +87,7 @@ class PhiloxNoise:
 
     def residual_token(self, probs: Tensor, position: int) -> int:
         """The token that a rule which uses q emits at `position`, from `probs` [vocab]."""
-        return _pick(probs, self._uniform(Role.RESIDUAL, position, 0, 0))
+        return pick(probs, self._uniform(Role.RESIDUAL, position, 0, 0))
 
     def _uniform(self, role: Role, position: int, node: int, draw: int) -> float:
         """A multiple of 2**-53 in [0, 1)."""
@@ -149,23 +150,12 @@ def philox_words(keys: Sequence[tuple[int, int]], counter: tuple[int, int, int, 
 
 
 def _gumbel_rows(seed: int, positions: range, vocab: int, device: torch.device) -> Tensor:  # [n, vocab] float32
-    """Target noise: g = -log E with E = -log1p(-(b + 0.5) * 2**-32), which float32 never rounds to zero."""
+    """Target noise of these positions."""
     rows = torch.arange(positions.start, positions.stop, device=device)[:, None]
     blocks = torch.arange(-(-vocab // 4), device=device)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     words = philox(seed, rows, zero + int(Role.TARGET), zero, blocks).flatten(1)[:, :vocab]
-    # The clamp keeps E finite: float32 rounds the last 128 of the 2**32 words to one.
-    uniform = words.to(torch.float32).add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
-    return uniform.neg_().log1p_().neg_().log_().neg_()
-
-
-def _pick(probs: Tensor, uniform: float) -> int:
-    """The token whose stretch of the running sum holds `uniform` of the total; never one without probability.
-
-    In float64: with 53 bits on both sides the draw follows the stored row itself, whatever its precision.
-    """
-    sums = probs.cumsum(0, dtype=torch.float64)
-    return int(torch.searchsorted(sums, sums[-1] * uniform, right=True))
+    return gumbels(words)
 
 
 def _checked(seed: int) -> int:

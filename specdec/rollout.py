@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
+from .cache import PagedKVCache
 from .growth import BestFirst, Drawn
 from .protocols import RequestView
 from .sampling import Context, Sampler
@@ -15,16 +16,15 @@ MAX_CATCH_UP = 2048  # rows of one request in one forward pass
 Growth = TypeVar("Growth", BestFirst, Drawn)
 
 
-def catch_up(view: RequestView, model: PagedModel) -> list[Chunk]:
-    """The rows that the model missed and the pending token, in pieces; the last one ends with the pending token."""
+def catch_up(model: PagedModel, cache: PagedKVCache, view: RequestView) -> Chunk:
+    """The rows that the model missed and the pending token; of very many it runs all but the last ones first."""
     table, stop = view.table, view.table.length + 1
-    present = min(table.filled.get(model.pool_name, 0), table.length)
-    chunks = []
-    for start in range(present, stop, MAX_CATCH_UP):
-        end = min(start + MAX_CATCH_UP, stop)
-        tokens = known(view.tokens[start:end], model)
-        chunks.append(Chunk(table, start, TokenTree.chain(tokens), num_logits=int(end == stop)))
-    return chunks
+    start = min(table.filled.get(model.pool_name, 0), table.length)
+    while stop - start > MAX_CATCH_UP:
+        piece = TokenTree.chain(known(view.tokens[start : start + MAX_CATCH_UP], model))
+        model.score(cache, [Chunk(table, start, piece, num_logits=0)])
+        start += MAX_CATCH_UP
+    return Chunk(table, start, TokenTree.chain(known(view.tokens[start:stop], model)))
 
 
 def known(tokens: Sequence[int], model: PagedModel) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tiny models in folders, for tests that run commands."""
+"""Tiny models: one at hand, and some in folders for tests that run commands."""
 
 import json
 
@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from specdec import cli
 from specdec.experiments.corpus import DOMAINS, Document, train_tokenizer
+from tests.toys.models import tiny_model
 
 TEXT = "def f(x):\n    return x\n\nOnce upon a time, there was a small dog. The dog was happy. "
 
@@ -19,6 +20,12 @@ def llama(folder, seed, vocab_size):
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=vocab_size, max_position_embeddings=128, bos_token_id=0, eos_token_id=0, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A target of random weights, for tests of what is done with one."""
+    return tiny_model("llama")
 
 
 @pytest.fixture(scope="session")

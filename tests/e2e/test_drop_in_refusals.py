@@ -7,15 +7,7 @@ from transformers import DynamicCache, GenerationConfig, MaxLengthCriteria, Stop
 
 import specdec
 from specdec.experiments.contenders import Decoding
-from tests.toys.models import real_llama, tiny_model
-
-IDS = torch.tensor([[1, 17, 33, 90, 17, 33, 90, 21, 17, 33]])
-GREEDY = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama")
+from tests.toys.models import GREEDY, IDS, real_llama, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,9 @@ from specdec.stopping import Stopping
 from specdec.target import PagedModel
 from specdec.verifiers.sample_and_match import SampleAndMatch
 from tests.toys.drafters import RandomTrees
-from tests.toys.models import tiny_model
+from tests.toys.models import GREEDY, IDS, tiny_model
 
-IDS = torch.tensor([[1, 17, 33, 90, 17, 33, 90, 21, 17, 33]])
-GREEDY = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0, "eos_token_id": None}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama")
+ENDLESS = {**GREEDY, "eos_token_id": None}
 
 
 def requests(lengths: list[int], new_tokens: int) -> list[Request]:
@@ -86,15 +80,15 @@ class Keeper(SampleAndMatch):
 
 def test_code_of_the_callers_meets_tensors_it_can_learn_from(model) -> None:
     drafter, rule = Learner(), Keeper()
-    specdec.generate(model, IDS, drafter=drafter, **GREEDY)
+    specdec.generate(model, IDS, drafter=drafter, **ENDLESS)
     assert drafter.weight.grad is not None
-    specdec.generate(model, IDS, drafter="ngram", verifier=rule, **GREEDY)
+    specdec.generate(model, IDS, drafter="ngram", verifier=rule, **ENDLESS)
     assert rule.seen and not any(scores.is_inference() for scores in rule.seen)
 
 
 def test_kept_scores_and_logits_are_ordinary_tensors(model) -> None:
     options = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
-    output = specdec.generate(model, IDS, drafter="ngram", **options, **GREEDY)
+    output = specdec.generate(model, IDS, drafter="ngram", **options, **ENDLESS)
     for event in output.speculation.rounds:
         for step in event.steps:
             step.scores.add_(1)
@@ -126,9 +120,9 @@ def test_a_drafter_keeps_no_cache_alive_and_serves_two_streams(model, monkeypatc
 def test_a_draft_model_in_the_targets_own_pool_is_refused(model) -> None:
     other = PagedModel(tiny_model("llama", seed=1))
     with pytest.raises(ValueError, match="pool of its own"):
-        specdec.generate(model, IDS, drafter=DraftModel(other), **GREEDY)
+        specdec.generate(model, IDS, drafter=DraftModel(other), **ENDLESS)
     own = PagedModel(tiny_model("llama", seed=1), pool="draft")
-    assert torch.equal(specdec.generate(model, IDS, drafter=DraftModel(own), **GREEDY), model.generate(IDS, **GREEDY))
+    assert torch.equal(specdec.generate(model, IDS, drafter=DraftModel(own), **ENDLESS), model.generate(IDS, **ENDLESS))
 
 
 def test_criteria_see_the_scores_of_all_tokens_so_far(model) -> None:
@@ -165,7 +159,7 @@ def test_probs_of_the_wrong_width_are_found_out(model) -> None:
 
 def test_resized_embeddings_are_noticed() -> None:
     model = tiny_model("llama")
-    specdec.generate(model, IDS, **GREEDY)
+    specdec.generate(model, IDS, **ENDLESS)
     model.resize_token_embeddings(200)
     longer = torch.cat([IDS, torch.tensor([[190]])], 1)
-    assert torch.equal(specdec.generate(model, longer, **GREEDY), model.generate(longer, **GREEDY))
+    assert torch.equal(specdec.generate(model, longer, **ENDLESS), model.generate(longer, **ENDLESS))

@@ -8,7 +8,7 @@ from transformers.generation.streamers import BaseStreamer
 import specdec
 from specdec.draft_models.replay import Replay
 from specdec.events import Step
-from tests.toys.models import real_llama, tiny_model
+from tests.toys.models import real_llama
 
 RUN = 6  # drafted tokens per round, all of them right
 ROUNDS = 2  # after the first, which is plain: one token
@@ -39,11 +39,6 @@ class StopAfter(StoppingCriteria):
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.length)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCAB_SIZE = 160
 WINDOW = 8  # sliding window and attention chunk: shorter than the prompts of the tests
+IDS = torch.tensor([[1, 17, 33, 90, 17, 33, 90, 21, 17, 33]])  # a prompt that repeats itself
+GREEDY = {"do_sample": False, "max_new_tokens": 16, "pad_token_id": 0}
 SHARED = Path(__file__).parents[3] / "shared"
 
 # One value for every spelling of a size; a config takes those that it knows.
