@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import reference
+from . import reference, reference_static
 from .bodies import body_of, current, is_reference
 from .rows import PackedRows, Scoring
+from .tree_tables import StaticRows
 
 
 def philox(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
@@ -56,6 +57,8 @@ def tree_attention(
             f"got {list(query.shape)}; rows and pool are of another forward or layer"
         )
     if body_of(query) == "reference":
+        if isinstance(rows, StaticRows):
+            return reference_static.tree_attention(query, keys, values, rows, scoring, sinks)
         return reference.tree_attention(query, keys, values, rows, scoring, sinks)
     from . import tree_attention as triton_body  # not needed, and maybe not there, where the reference runs
 

@@ -218,13 +218,21 @@ class PackedRows:
         (3, 1)
     """
 
-    __slots__ = ("_groups", "num_rows", "plans", "requests")
+    __slots__ = ("_groups", "num_rows", "plans", "requests", "tables")
 
     def __init__(self, requests: Sequence[RequestRows]) -> None:
         self.requests = requests
         self.num_rows = sum([request.num_rows for request in requests])
-        self.plans: dict[object, Any] = {}  # what other bodies work out once per forward, by what it depends on
+        # What other bodies work out once per forward, by what it depends on.
+        self.tables: dict[object, Any] = {}
+        self.plans: dict[object, Any] = {}
         self._groups: list[Group] | None = None
+
+    def most_rows(self) -> tuple[int, int]:
+        """Computed rows of the largest tree and of the longest chain."""
+        trees = [request.num_rows for request in self.requests if request.parents is not None]
+        chains = [request.num_rows for request in self.requests if request.parents is None]
+        return max(trees, default=0), max(chains, default=0)
 
     @property
     def groups(self) -> list[Group]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .rows import PackedRows
 from .tree_columns import COUNT, ITEM, NODE, START, STOP, STRIP, TREE
-from .tree_tables import Bounds, Tables, bounds_of, split, written
+from .tree_tables import Bounds, Tables, tables_of
 
 MIN_KEYS = 256  # a share is no smaller, so that its keys are more than the result that has to be merged
 OPTIONS = {"enable_fp_fusion": True}  # multiply and add in one; a release after 3.9 no longer does so by itself
@@ -139,9 +139,8 @@ def plan_of(rows: PackedRows, kind: Kind) -> Plan:
 
 def _planned(rows: PackedRows, kind: Kind) -> Plan:
     num_processors, capability = facts_of(kind.device)
-    counts = [[r.num_rows for r in rows.requests if (r.parents is None) == is_chain] for is_chain in (False, True)]
-    shape = pick(max(counts[0], default=0), max(counts[1], default=0), kind, capability)
-    bounds, tables = _tables_of(rows, shape.strip_rows, kind.device)
+    shape = pick(*rows.most_rows(), kind, capability)
+    bounds, tables = tables_of(rows, shape.strip_rows, kind.device)
     num_chunks = max(1, num_processors * shape.num_resident // (kind.kv_heads * shape.num_blocks))
     num_items, num_cuts = bounds.num_strips + num_chunks, min(bounds.num_strips, num_chunks) if num_chunks > 1 else 0
     sizes = (num_items * ITEM.value, num_cuts * ITEM.value, num_chunks + 1)
@@ -177,15 +176,6 @@ def lower_bounds(kind: Kind) -> tuple[int | None, int | None]:
     if kind.window is None and kind.chunk is None:
         return None, None
     return kind.window or UNBOUNDED, kind.chunk or UNBOUNDED
-
-
-def _tables_of(rows: PackedRows, strip_rows: int, device: torch.device) -> tuple[Bounds, Tables]:
-    tables: tuple[Bounds, Tables] | None = rows.plans.get((strip_rows, device))
-    if tables is None:
-        bounds = bounds_of(rows, strip_rows)
-        buffer = written(rows, bounds, device.type == "cuda").to(device, non_blocking=True)
-        tables = rows.plans[strip_rows, device] = bounds, split(buffer, bounds)
-    return tables
 
 
 # Numbers that vary from call to call: Triton would compile anew for some of them.

@@ -44,8 +44,72 @@ class Tables(NamedTuple):
     pages: Tensor  # [num_requests, num_pages] int32: slot of the first row of each page
 
 
+class Bucket(NamedTuple):
+    """The most that a forward may have, to fit into tables that are filled again and again."""
+
+    num_rows: int  # computed, of all requests
+    num_requests: int
+    num_nodes: int  # of one request's tree, those before the computed ones included
+    num_pages: int  # of one request
+    page: int  # slots per page, as in `Bounds`
+
+    def bounds(self, strip_rows: int) -> Bounds:
+        """Room for every forward that fits."""
+        num_strips = self.num_requests * -(-self.num_nodes // strip_rows)
+        num_nodes, num_words = self.num_requests * self.num_nodes, -(-self.num_nodes // 64)
+        return Bounds(strip_rows, self.page, num_strips, self.num_requests, self.num_pages, num_nodes, num_words)
+
+
+class StaticRows(PackedRows):
+    """Rows whose tables stay where they are and are filled anew for each forward: what a captured graph reads.
+
+    Packed rows behind those of the last request are padding: they attend nothing, and their output is anything.
+
+    Example:
+        >>> rows = StaticRows(Bucket(num_rows=8, num_requests=2, num_nodes=4, num_pages=4, page=16))
+        >>> bounds, tables = tables_of(rows, strip_rows=4, device=torch.device("cpu"))
+        >>> rows.load([RequestRows(3, 2, 0, None, None, 32, None)])
+        >>> tables.strips.tolist()
+        [[0, 0, 2, 4, 5, 3, 0, -1], [0, 0, 0, 0, 0, 0, 0, 0]]
+    """
+
+    __slots__ = ("_buffers", "bucket")
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__([])
+        self.bucket, self.num_rows = bucket, bucket.num_rows
+        self._buffers: dict[object, tuple[Bounds, Tensor]] = {}
+
+    def most_rows(self) -> tuple[int, int]:
+        """As of any forward of the bucket."""
+        return self.bucket.num_nodes, self.bucket.num_nodes
+
+    def keep(self, key: object, bounds: Bounds, buffer: Tensor) -> None:
+        """Remembers a buffer of tables to fill."""
+        self._buffers[key] = bounds, buffer
+
+    def load(self, requests: Sequence[RequestRows]) -> None:
+        """Fills all tables for a forward of these requests; nothing is waited for."""
+        self.requests = requests
+        for bounds, buffer in self._buffers.values():
+            buffer.copy_(written(self, bounds, buffer.is_cuda), non_blocking=True)
+
+
+def tables_of(rows: PackedRows, strip_rows: int, device: torch.device) -> tuple[Bounds, Tables]:
+    """The tables of a forward on a device; written for the first layer that asks."""
+    key = strip_rows, device
+    found: tuple[Bounds, Tables] | None = rows.tables.get(key)
+    if found is None:
+        bounds = bounds_of(rows, strip_rows)
+        buffer = written(rows, bounds, device.type == "cuda").to(device, non_blocking=True)
+        found = rows.tables[key] = bounds, split(buffer, bounds)
+        if isinstance(rows, StaticRows):
+            rows.keep(key, bounds, buffer)
+    return found
+
+
 def bounds_of(rows: PackedRows, strip_rows: int) -> Bounds:
-    """The exact bounds of a forward.
+    """The bounds of a forward: exact ones, or those of its bucket.
 
     Example:
         >>> tree = RequestRows(3, 3, 0, [-1, 0, 0], [0, 1, 1], 0, None)
@@ -53,6 +117,8 @@ def bounds_of(rows: PackedRows, strip_rows: int) -> Bounds:
         >>> bounds_of(PackedRows([tree, prompt]), strip_rows=32)[2:]  # strips, requests, pages, nodes, words
         (4, 2, 5, 3, 1)
     """
+    if isinstance(rows, StaticRows):
+        return rows.bucket.bounds(strip_rows)
     requests = rows.requests
     page = gcd(MAX_PAGE, *[request.page_size for request in requests if request.slots is not None])
     trees = [request.num_nodes for request in requests if request.parents is not None]
@@ -97,7 +163,8 @@ def written(rows: PackedRows, bounds: Bounds, is_pinned: bool) -> Tensor:  # [su
     words, depths, strips, pages = split(buffer, bounds)
     lines = _strips(rows.requests, bounds.strip_rows)
     strips[: len(lines)] = torch.tensor(lines, dtype=torch.int32).view(-1, NUM_COLUMNS)
-    _write_pages(rows.requests, bounds.page, pages)
+    if rows.requests:
+        _write_pages(rows.requests, bounds.page, pages)
     trees = [request for request in rows.requests if request.parents is not None]
     if trees:
         _write_trees(trees, words, depths)

@@ -7,6 +7,7 @@ import torch
 
 from specdec.kernels import ops
 from specdec.kernels.rows import Scoring
+from specdec.kernels.tree_tables import Bucket, StaticRows
 from tests.toys.device import batch_on, captured, poisoned, unwaited
 from tests.toys.ragged import CONTIGUOUS, Shape, chain, error_of, random_tree
 
@@ -125,15 +126,8 @@ def test_nothing_waits_for_the_device():
         ops.tree_attention(*case.again())
 
 
-def test_a_captured_forward_serves_other_lengths_trees_and_pages(monkeypatch):
+def test_a_captured_forward_serves_other_lengths_trees_and_pages():
     """Planner, attention and merge as one graph: what changes lies in tables on the device, which are overwritten."""
-    from specdec.kernels import tree_plan, tree_tables
-
-    monkeypatch.setattr(
-        tree_plan,
-        "bounds_of",
-        lambda rows, strip_rows: tree_tables.Bounds(strip_rows, 16, 12, 10, max(PREFIXES) // 16 + 8, 256, 1),
-    )
     rng = random.Random(3)
     variants = [
         (SIZES, PREFIXES),
@@ -155,27 +149,24 @@ def test_a_captured_forward_serves_other_lengths_trees_and_pages(monkeypatch):
         for sizes, prefixes in variants
     ]
     wanted = [ops.tree_attention(*case.again()) for case in cases]
+    rows = StaticRows(Bucket(sum(SIZES) + 5, len(SIZES) + 2, max(SIZES), max(PREFIXES) // 16 + 8, 16))
     first = cases[0]
-    copies = {name: getattr(first, name).clone() for name in ("query", "keys", "values", "sinks")}
-    fixed = first._replace(**copies).again()
-    plans = fixed.rows.plans
+    copies = {name: getattr(first, name).clone() for name in ("keys", "values", "sinks")}
+    query = first.query.new_full((1, LLAMA["heads"], rows.num_rows, LLAMA["k_dim"]), torch.nan)
+    fixed = first._replace(query=query, rows=rows, **copies)
 
-    def attend():  # with its planner; the tables stay
-        for key in [key for key, plan in plans.items() if isinstance(plan, tree_plan.Plan)]:
-            del plans[key]
+    def attend():
+        rows.plans.clear()  # the planner is part of the graph; the tables stay
         return ops.tree_attention(*fixed)
 
     attend()
-    ((bounds, tables),) = [plan for plan in plans.values() if not isinstance(plan, tree_plan.Plan)]
     replay, output = captured(attend)
     for case, eager in [*zip(cases, wanted, strict=True), (first, wanted[0])]:
-        fresh = tree_tables.split(tree_tables.written(case.rows, bounds, is_pinned=False).to(DEVICE), bounds)
-        for table, values in zip(tables, fresh, strict=True):
-            table.copy_(values)
+        rows.load(case.rows.requests)
         for name in ("keys", "values", "sinks"):
             getattr(fixed, name).copy_(getattr(case, name))
         num_rows = case.rows.num_rows
-        fixed.query[:, :, :num_rows].copy_(case.query)
+        query[:, :, :num_rows].copy_(case.query)
         output.fill_(torch.nan)
         replay()
         got = output[:, :num_rows].clone()

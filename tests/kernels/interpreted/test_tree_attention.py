@@ -1,5 +1,6 @@
 """Tree attention in Triton against the reference in float64, interpreted; what is not written or not used is NaN."""
 
+import math
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from specdec.kernels import bodies, ops, tree_attention, tree_plan
 from specdec.kernels.rows import Scoring
+from specdec.kernels.tree_tables import Bucket, StaticRows
 from tests.toys.ragged import CONTIGUOUS, Shape, batch_of, chain, error_of, random_tree
 
 # Largest relative error of a row's output. float32: sums in another order. The others: weights and output are rounded
@@ -171,18 +173,22 @@ def test_layers_of_a_kind_share_their_plan_and_other_kinds_the_tables():
     assert len(plans) == 2 and plans[0].tables is plans[1].tables
 
 
-def test_tables_with_room_to_spare(monkeypatch):
-    """As of a buffer that is filled again and again: strips without rows get no items."""
+def test_tables_that_are_filled_again_and_again(monkeypatch):
+    """With room to spare: strips without rows get no items, and rows of padding may be anything."""
     set_shape(monkeypatch, **SMALL)
-    exact = tree_plan.bounds_of
-
-    def roomy(rows, strip_rows):
-        bounds = exact(rows, strip_rows)
-        return type(bounds)(strip_rows, bounds.page, *[2 * size + 3 for size in bounds[2:]])
-
-    monkeypatch.setattr(tree_plan, "bounds_of", roomy)
-    described = [(30, TREE, PAGED, 0), (50, chain(1), PAGED, 0)]
-    check(batch_of(described, Shape(), Scoring(0.2, window=40), random.Random(14)))
+    rows, rng = StaticRows(Bucket(num_rows=40, num_requests=3, num_nodes=16, num_pages=10, page=16)), random.Random(14)
+    batches = [
+        [(30, TREE, PAGED, 0), (50, chain(1), PAGED, 0)],
+        [(0, chain(5), PAGED, 0)],
+        [(100, TREE, CONTIGUOUS, 3), (3, chain(16), PAGED, 0), (77, TREE, PAGED, 0)],
+    ]
+    for described in batches:
+        case = batch_of(described, Shape(), Scoring(0.2, window=40), rng)
+        rows.load(case.rows.requests)
+        rows.plans.clear()  # a graph has the planner in it
+        query = torch.nn.functional.pad(case.query, (0, 0, 0, 40 - case.query.shape[2]), value=math.nan)
+        got = tree_attention.tree_attention(query, *case[1:3], rows, case.scoring)
+        assert error_of(got[:, : case.rows.num_rows], case) < TOLERANCE[torch.float32]
 
 
 def test_queries_of_any_strides():
