@@ -17,7 +17,7 @@ class _Strips(NamedTuple):
 
     request: Tensor
     row: Tensor
-    count: Tensor
+    size: Tensor
     seen: Tensor
     stop: Tensor
     start: Tensor
@@ -40,10 +40,10 @@ def tree_attention(
     index = torch.arange(bounds.num_pages * bounds.page, device=query.device)
     offsets = torch.arange(bounds.strip_rows, device=query.device)
     packed = strips.row + offsets  # [strips, N]
-    is_row = offsets < strips.count
+    is_row = offsets < strips.size
     is_seen = _visible(strips, tables, offsets, index, scoring) & is_row[:, :, None]  # [strips, N, S]
     slots = tables.pages.long()[:, index // bounds.page] + index % bounds.page  # [requests, S]
-    is_key = (index < strips.stop) & (strips.count > 0)
+    is_key = (index < strips.stop) & (strips.size > 0)
     slots = torch.where(is_key, slots[strips.request[:, 0]], 0)
     key, value = (_gathered(pool, slots, is_key) for pool in (keys, values))
     own = query[0].transpose(0, 1)[torch.where(is_row, packed, 0)]  # [strips, N, heads, k_dim]

@@ -58,6 +58,15 @@ class Packed(NamedTuple):
     num_logits: int  # R
 
 
+class Inputs(NamedTuple):
+    """What is to be run, before it is packed."""
+
+    requests: list[RequestRows]
+    tokens: Sequence[int]  # of the computed rows, one request after the other
+    positions: Sequence[int]
+    wanted: list[int]  # logits of each request, those of its last rows
+
+
 class Packer:
     """Makes the inputs of a model's forward passes. What it returns is good until the next call.
 
@@ -72,31 +81,21 @@ class Packer:
         self.device = device
         self._kept: dict[int, tuple[list[array[int]], list[Tensor]]] = {}  # rows -> memory and tensors, two of each
 
-    def pack(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Packed:
-        """The chunks one after the other; their rows must be staged.
-
-        Raises:
-            ValueError: there are no chunks, or one wants more logits than it has rows.
-        """
-        if not chunks:
-            raise ValueError("expected at least one chunk, got none; score what there is")
-        requests = [_rows_of(cache, chunk) for chunk in chunks]
-        tokens = [token for chunk in chunks for token in chunk.tree.tokens[chunk.first :]]
-        positions = [position for request in requests for position in request.positions()]
-        return self._packed(requests, self._inputs(tokens, positions), [chunk.num_logits for chunk in chunks])
-
-    def pack_step(
-        self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
-    ) -> Packed:
-        """One row per request: `rows[i]` of `tables[i]`, where `tokens[i]` stands; they must be staged."""
-        if not tables:
-            raise ValueError("expected at least one row, got none; step through what there is")
-        requests = []
-        for table, row in zip(tables, rows, strict=True):
-            first_slot = cache.contiguous_start(table, row + 1)
-            slots = None if first_slot is not None else cache.slots(table, 0, row + 1)
-            requests.append(RequestRows(row, 1, 0, None, None, first_slot, slots, cache.page_size))
-        return self._packed(requests, self._inputs(tokens, rows), [1] * len(requests))
+    def pack(self, given: Inputs) -> Packed:
+        """The requests one after the other."""
+        requests, wanted = given.requests, given.wanted
+        tokens, positions = self._inputs(given.tokens, given.positions)
+        first, num_logits = requests[0], sum(wanted)
+        write_slot, slots = None, None
+        if len(requests) == 1 and first.first_slot is not None:
+            write_slot = first.first_slot + first.start + first.first
+        else:
+            slots = new_slots(requests).to(self.device)
+        keep: Tensor | int = 0
+        if num_logits != tokens.shape[1]:
+            # Not a count: given one, some families run their last layers for those rows only (Gemma 4).
+            keep = torch.tensor(kept_rows(requests, wanted) or [0], device=self.device)
+        return Packed(tokens, positions, PackedRows(requests), write_slot, slots, keep, num_logits)
 
     def _inputs(self, tokens: Sequence[int], positions: Sequence[int]) -> list[Tensor]:  # [1, T] int64, twice
         count = len(tokens)
@@ -110,24 +109,46 @@ class Packer:
             ids[index], places[index] = tokens[index], positions[index]
         return inputs if self.device.type == "cpu" else [part.to(self.device) for part in inputs]
 
-    def _packed(self, requests: list[RequestRows], inputs: list[Tensor], wanted: list[int]) -> Packed:
-        first, num_logits = requests[0], sum(wanted)
-        write_slot, slots = None, None
-        if len(requests) == 1 and first.first_slot is not None:
-            write_slot = first.first_slot + first.start + first.first
-        else:
-            slots = torch.cat([_new_slots(request) for request in requests]).to(self.device)
-        keep: Tensor | int = 0
-        if num_logits != inputs[0].shape[1]:
-            kept: list[int] = []
-            stop = 0
-            for request, count in zip(requests, wanted, strict=True):
-                stop += request.num_rows
-                kept.extend(range(stop - count, stop))
-            # Not a count: given one, some families run their last layers for those rows only (Gemma 4).
-            keep = torch.tensor(kept or [0], device=self.device)
-        tokens, positions = inputs
-        return Packed(tokens, positions, PackedRows(requests), write_slot, slots, keep, num_logits)
+
+def inputs_of(cache: PagedKVCache, chunks: Sequence[Chunk]) -> Inputs:
+    """The chunks one after the other; their rows must be staged.
+
+    Raises:
+        ValueError: there are no chunks, or one wants more logits than it has rows.
+    """
+    if not chunks:
+        raise ValueError("expected at least one chunk, got none; score what there is")
+    requests = [_rows_of(cache, chunk) for chunk in chunks]
+    tokens = [token for chunk in chunks for token in chunk.tree.tokens[chunk.first :]]
+    positions = [position for request in requests for position in request.positions()]
+    return Inputs(requests, tokens, positions, [chunk.num_logits for chunk in chunks])
+
+
+def step_inputs(cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]) -> Inputs:
+    """One row per request: `rows[i]` of `tables[i]`, where `tokens[i]` stands; they must be staged."""
+    if not tables:
+        raise ValueError("expected at least one row, got none; step through what there is")
+    requests = []
+    for table, row in zip(tables, rows, strict=True):
+        first_slot = cache.contiguous_start(table, row + 1)
+        slots = None if first_slot is not None else cache.slots(table, 0, row + 1)
+        requests.append(RequestRows(row, 1, 0, None, None, first_slot, slots, cache.page_size))
+    return Inputs(requests, tokens, rows, [1] * len(requests))
+
+
+def new_slots(requests: Sequence[RequestRows]) -> Tensor:  # [T] int64
+    """Where the computed rows go."""
+    return torch.cat([_new_slots(request) for request in requests])
+
+
+def kept_rows(requests: Sequence[RequestRows], wanted: Sequence[int]) -> list[int]:
+    """Packed rows whose logits are wanted."""
+    kept: list[int] = []
+    stop = 0
+    for request, count in zip(requests, wanted, strict=True):
+        stop += request.num_rows
+        kept.extend(range(stop - count, stop))
+    return kept
 
 
 def _rows_of(cache: PagedKVCache, chunk: Chunk) -> RequestRows:

@@ -168,7 +168,7 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
         sampler = Sampler(logits_processor, config.do_sample, num_rows=len(input_ids))
         stopping = Stopping(stopping_criteria, config.max_length, device=input_ids.device)
         options = _engine_options(config)
-        with Engine(target, method.drafter, method.verifier, PagedKVCache(), options) as engine:
+        with Engine(target, method.drafter, method.verifier, target.cache or PagedKVCache(), options) as engine:
             requests = prompts.requests(sampler, stopping, seeds)
             with import_cache(engine, list(requests), model_kwargs.get("past_key_values")) as filled:
                 rounds = tuple(self._run(engine, filled, streamer))

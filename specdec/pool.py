@@ -35,7 +35,8 @@ class KVPool:
         """Store rows of one layer. The first rows of a layer settle its shapes, dtype and device."""
         layer = self._layers.get(key)
         if layer is None:
-            layer = self._layers[key] = (_resized(keys[:0], self.num_slots), _resized(values[:0], self.num_slots))
+            size = self.num_slots + 1
+            layer = self._layers[key] = (_resized(keys[:0], size), _resized(values[:0], size))
         slots = self._beside(layer[0], slots)
         layer[0].index_copy_(0, slots, keys)
         layer[1].index_copy_(0, slots, values)
@@ -62,8 +63,13 @@ class KVPool:
     def grow(self, num_slots: int) -> None:
         """Give every layer at least `num_slots` slots; one layer at a time, to need little room beside the new."""
         for key, (keys, values) in self._layers.items():
-            self._layers[key] = (_resized(keys, num_slots), _resized(values, num_slots))
+            self._layers[key] = (_resized(keys, num_slots + 1), _resized(values, num_slots + 1))
         self.num_slots = max(self.num_slots, num_slots)
+
+    @property
+    def spare(self) -> int:
+        """A slot that nobody reads: where passes with rows of padding store those."""
+        return self.num_slots
 
     def slot_bytes(self) -> Counter[torch.device]:
         """How many bytes a slot takes on each device."""

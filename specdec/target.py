@@ -1,7 +1,5 @@
 """A Hugging Face decoder, unpatched, that keeps its K and V in our cache and scores trees of many requests at once."""
 
-import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,16 +12,24 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from . import selfcheck
+from .anatomy import (
+    SWITCH,
+    attention_configs,
+    decoder_layers,
+    logits_of,
+    logits_width_of,
+    max_positions_of,
+    modules_of,
+    options_of,
+)
 from .attention import NAME, AttentionStep, Call, LayerPlan, Running, running_now
 from .cache import PagedKVCache, PageTable
-from .chunk import Chunk, Packed, Packer, Scores
+from .capture import GraphReport, Graphs, Passed, only_gpu_of
+from .chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_of, step_inputs
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
-SWITCH = "_attn_implementation_internal"  # the attribute of a config that names the attention function
 MODELESS = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.ModuleList)  # they infer as they train
-# What configs call the longest context.
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,9 @@ class PagedModel:
         feature_layers: layers whose outputs `score` also returns; 0 is the first.
         check: whether to compare a short tree with plain forward passes before the model is used.
         learned: what another `PagedModel` of the same model learned; the check is not made again.
+        graphs: whether forward passes of a bucketed shape are captured as CUDA graphs and replayed, see `capture`.
+            For a model on one GPU whose weights stay where they are; such a model brings a `cache` along, which
+            `generate` uses, for graphs are bound to its storage.
 
     Raises:
         ValueError: the model cannot be run this way; the message says why.
@@ -65,6 +74,9 @@ class PagedModel:
         torch.Size([3, 32])
     """
 
+    _graphs: Graphs | None = None  # once the model is known to work
+    _taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -72,30 +84,30 @@ class PagedModel:
         feature_layers: Sequence[int] = (),
         check: bool = True,
         learned: Learned | None = None,
+        graphs: bool = False,
     ) -> None:
         if learned is None:
             selfcheck.require_supported(model)
         self.model, self.pool_name, self.feature_layers = model, pool, tuple(feature_layers)
-        config = model.config.get_text_config(decoder=True)
-        self.max_positions: int = next((n for n in (getattr(config, k, None) for k in CONTEXT_NAMES) if n), sys.maxsize)
-        head = model.get_output_embeddings()
-        self.vocab_size: int = getattr(head, "out_features", None) or config.vocab_size  # width of the logits
+        self.max_positions = max_positions_of(model)
+        width = logits_width_of(model)
+        self.vocab_size = width or model.config.get_text_config(decoder=True).vocab_size  # width of the logits
         self._embeddings = model.get_input_embeddings()
         self._embedding: Tensor = self._embeddings.weight  # type: ignore[assignment]
         self.num_embeddings: int = self._embedding.shape[0]  # ids it can be given; logits may be of another width
-        modules = _modules_of(model)
+        modules = modules_of(model)
         self._modules = [module for module in modules if type(module) not in MODELESS]
-        self._configs = _attention_configs(modules)
-        self._keeps_logits, self._takes_step = learned.options if learned is not None else _options_of(model)
+        self._configs = attention_configs(modules)
+        self._keeps_logits, self._takes_step = learned.options if learned is not None else options_of(model)
         self._plans: dict[Call, LayerPlan] = {}
         self._packer = Packer(self.device)
+        self.cache = PagedKVCache() if graphs else None
         self._now = Running()
         self._is_running = False
-        self._taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
         if learned is not None:
             self._plans = learned.plans
-            if getattr(head, "out_features", None) is None:
+            if width is None:
                 self.vocab_size = learned.vocab_size  # else as it is now: embeddings may have been resized
         elif check:
             try:
@@ -103,6 +115,8 @@ class PagedModel:
             except BaseException:
                 self.close()
                 raise
+        if graphs:
+            self._graphs = Graphs(self._run, only_gpu_of(model))
 
     @property
     def device(self) -> torch.device:
@@ -122,18 +136,22 @@ class PagedModel:
         return Learned(self.vocab_size, self._plans, (self._keeps_logits, self._takes_step))
 
     @property
+    def graph_report(self) -> GraphReport | None:
+        """What capturing has cost and saved; None without graphs."""
+        return None if self._graphs is None else self._graphs.report
+
+    @property
     def layer_keys(self) -> list[int]:
         """The keys of this model's layers in its pool, in the order they run; layers that share K and V count once."""
         return [plan.key for plan in self._plans.values() if plan.is_writer]
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
         """Logits and features after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
-        packed = self._packer_here().pack(cache, chunks)
-        logits, taps = self._run(cache, packed)
+        logits, taps, keep = self._passed(cache, inputs_of(cache, chunks))
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
-        features = [_kept(taps[layer][0], packed.keep).to(logits.device) for layer in self.feature_layers]
-        if not packed.num_logits:
+        features = [_kept(taps[layer][0], keep).to(logits.device) for layer in self.feature_layers]
+        if not any(chunk.num_logits for chunk in chunks):
             logits, features = logits[:0], [feature[:0] for feature in features]
         return Scores(logits, torch.cat(features, -1) if features else None)
 
@@ -142,10 +160,20 @@ class PagedModel:
     ) -> Tensor:
         """Logits [b, vocab] after one more row per request: `tokens[i]` at row `rows[i]` of `tables[i]`, behind all
         rows before it. What `score` gives for chunks of one node, with less beside the forward pass."""
-        logits, _ = self._run(cache, self._packer_here().pack_step(cache, tables, rows, tokens))
+        logits, _, _ = self._passed(cache, step_inputs(cache, tables, rows, tokens))
         for table, row in zip(tables, rows, strict=True):
             table.filled[self.pool_name] = row + 1
         return logits
+
+    def _passed(self, cache: PagedKVCache, given: Inputs) -> Passed:
+        if self._graphs is not None:
+            pool, address = cache.pool(self.pool_name), self._embedding.data_ptr()
+            passed = self._graphs.run(cache, pool, given, address)
+            if passed is not None:
+                is_kept = torch.is_inference_mode_enabled()
+                return passed if is_kept else passed._replace(logits=passed.logits.clone())
+        packed = self._packer_here().pack(given)
+        return Passed(*self._run(cache, packed), packed.keep)
 
     def _packer_here(self) -> Packer:
         if not self._is_running and self._packer.device != (device := self.device):  # the model was moved
@@ -166,7 +194,7 @@ class PagedModel:
         self._plans = step.plans
         if not self._plans:
             raise selfcheck.refusal(self.model, "its attention does not go through that interface")
-        logits = _logits_of(output)[0]
+        logits = logits_of(output)[0]
         if not self._keeps_logits:
             logits = _kept(logits, packed.keep)
         if not torch.is_inference_mode_enabled():
@@ -186,10 +214,12 @@ class PagedModel:
     def plain(self, tokens: Tensor) -> Tensor:  # [b, t] -> [b, t, vocab]
         """Logits of an ordinary forward pass without a cache, by the model's own attention."""
         with self._inferring():
-            return _logits_of(self.model(input_ids=tokens.to(self.device), use_cache=False))
+            return logits_of(self.model(input_ids=tokens.to(self.device), use_cache=False))
 
     def close(self) -> None:
-        """Takes the hooks off the model. It can still score, without features."""
+        """Takes the hooks off the model and frees its graphs. It can still score, without features."""
+        if self._graphs is not None:
+            self._graphs.clear()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self.feature_layers = [], ()
@@ -235,7 +265,7 @@ class PagedModel:
 
     def _tap(self, layer: int) -> RemovableHandle:
         """A hook that keeps the output of a layer during our forward passes."""
-        layers = _decoder_layers(self.model)
+        layers = decoder_layers(self.model)
         if not 0 <= layer < len(layers):
             raise ValueError(f"expected feature_layers from 0 to {len(layers) - 1}, got {layer}; 0 is the first layer")
 
@@ -244,43 +274,6 @@ class PagedModel:
                 self._taps[layer] = output[0] if isinstance(output, tuple) else output
 
         return layers[layer].register_forward_hook(keep)
-
-
-def _modules_of(model: nn.Module) -> list[nn.Module]:
-    """`model.modules()`, in another order and a fifth of the time: it is asked for at every call of `generate`."""
-    found: dict[nn.Module, None] = {}
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            waiting.extend(module._modules.values())
-    return list(found)
-
-
-def _attention_configs(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
-    """The attributes of every config that names an attention implementation; read as such, they cost nothing."""
-    configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
-    return [attributes for config in configs.values() if SWITCH in (attributes := getattr(config, "__dict__", {}))]
-
-
-def _options_of(model: PreTrainedModel) -> tuple[bool, bool]:
-    parameters = inspect.signature(type(model).forward).parameters
-    return "logits_to_keep" in parameters, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
-    layers = next(lists, None)
-    if layers is None:
-        raise ValueError(f"expected a list of {count} layers in the model, got none; use a drafter without features")
-    return layers
-
-
-def _logits_of(output: Any) -> Tensor:  # [b, t, vocab]
-    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
-    return logits
 
 
 def _kept(rows: Tensor, keep: Tensor | int) -> Tensor:  # [T, ...] -> [R, ...]

@@ -1,0 +1,62 @@
+"""What a transformers model is made of: its modules, the configs that name its attention, its layers and sizes."""
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+SWITCH = "_attn_implementation_internal"  # the attribute of a config that names the attention function
+# What configs call the longest context.
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length")
+
+
+def max_positions_of(model: PreTrainedModel) -> int:
+    """The longest context its config knows of."""
+    config = model.config.get_text_config(decoder=True)
+    return next((size for size in (getattr(config, name, None) for name in CONTEXT_NAMES) if size), sys.maxsize)
+
+
+def logits_width_of(model: PreTrainedModel) -> int | None:
+    """How many logits a row has, if its head says so."""
+    width: int | None = getattr(model.get_output_embeddings(), "out_features", None)
+    return width
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """`model.modules()`, in another order and a fifth of the time: it is asked for at every call of `generate`."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            waiting.extend(module._modules.values())
+    return list(found)
+
+
+def attention_configs(modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    """The attributes of every config that names an attention implementation; read as such, they cost nothing."""
+    configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
+    return [attributes for config in configs.values() if SWITCH in (attributes := getattr(config, "__dict__", {}))]
+
+
+def options_of(model: PreTrainedModel) -> tuple[bool, bool]:
+    parameters = inspect.signature(type(model).forward).parameters
+    return "logits_to_keep" in parameters, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    layers = next(lists, None)
+    if layers is None:
+        raise ValueError(f"expected a list of {count} layers in the model, got none; use a drafter without features")
+    return layers
+
+
+def logits_of(output: Any) -> Tensor:  # [b, t, vocab]
+    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
+    return logits
