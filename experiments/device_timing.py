@@ -31,13 +31,41 @@ def time_calls(calls: Sequence[Callable[[], Any]], rounds: int, device: torch.de
         >>> 0 < timing.low <= timing.median <= timing.high
         True
     """
-    if device.type == "cuda":
-        replay = _captured(calls, rounds)
-        seconds = [_replayed(replay) for _ in range(REPLAYS + 3)][3:]
-    else:
-        seconds = [_called(calls, rounds) for _ in range(REPLAYS + 1)][1:]
-    times = [1e6 * each / (rounds * len(calls)) for each in seconds]
-    return Timing(statistics.median(times), min(times), max(times))
+    replay = _captured(calls, rounds) if device.type == "cuda" else partial(_called, calls, rounds)
+    return _timing(replay, rounds * len(calls), device)
+
+
+def time_unaided(call: Callable[[], Any], count: int, device: torch.device) -> Timing:
+    """The time of a call as it is, done `count` times one after the other; the first ones are not counted.
+
+    On a GPU none is waited for before the next begins: the time is the device's, or the host's if that is longer. One
+    call alone has what the host does before the device can begin in its time.
+
+    Example:
+        >>> timing = time_unaided(lambda: sum(range(1000)), count=3, device=torch.device("cpu"))
+        >>> 0 < timing.low <= timing.median <= timing.high
+        True
+    """
+    return _timing(partial(_called, [call], count), count, device)
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """From the start of a call to the end of what it has the device do, which must have nothing to do before.
+
+    Example:
+        >>> 0 < seconds_of(lambda: sum(range(1000)), torch.device("cpu")) < 1
+        True
+    """
+    if device.type != "cuda":
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
 
 
 def read_ceiling(device: torch.device) -> dict[str, float]:
@@ -86,18 +114,15 @@ def _captured(calls: Sequence[Callable[[], Any]], rounds: int) -> Callable[[], N
     return graph.replay
 
 
-def _replayed(replay: Callable[[], None]) -> float:  # seconds
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    replay()
-    stop.record()
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) / 1e3
-
-
-def _called(calls: Sequence[Callable[[], Any]], rounds: int) -> float:  # seconds
-    start = time.perf_counter()
+def _called(calls: Sequence[Callable[[], Any]], rounds: int) -> None:
     for _ in range(rounds):
         for call in calls:
             call()
-    return time.perf_counter() - start
+
+
+def _timing(run: Callable[[], Any], count: int, device: torch.device) -> Timing:
+    """Of one of the `count` calls that a run makes."""
+    num_warm = 3 if device.type == "cuda" else 1
+    seconds = [seconds_of(run, device) for _ in range(REPLAYS + num_warm)][num_warm:]
+    times = [1e6 * each / count for each in seconds]
+    return Timing(statistics.median(times), min(times), max(times))

@@ -1,7 +1,8 @@
 """What a machine with a GPU is to run: `python -m specdec.experiments.gpu_run --out FOLDER`, from a checkout.
 
-First the tests that need a GPU, then the kernel benchmark. Each step writes one JSON file with hardware, versions and
-commit, and is skipped once that file is complete; a benchmark that was cut short goes on where it stopped.
+First the tests that need a GPU, then the kernel benchmark, then the system benchmark. Each step writes one JSON file
+with hardware, versions and commit, and is skipped once that file is complete; a benchmark that was cut short goes on
+where it stopped. Where a call may only take so long, give each step its seconds: none leaves it to another call.
 """
 
 import json
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from xml.etree import ElementTree
@@ -22,8 +24,9 @@ from .results_file import write_json
 from .stamp import environment
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
-TESTS, BENCH = "gpu_tests.json", "kernel_bench.json"
-GRACE = 90  # seconds in which a benchmark that has been told its limit may end the row it is in
+TESTS = "gpu_tests.json"
+# Benchmarks, and the seconds in which one that has been told its limit may end what it is at: a model is compiled.
+GRACE = {"kernel_bench": 90, "system_bench": 180}
 TAIL_LINES = 60
 OWN_CHOICES = ("SPECDEC_KERNELS", "TRITON_INTERPRET")  # variables that would choose other kernels than usual
 
@@ -65,14 +68,14 @@ def run_tests(path: Path, is_dry: bool, limit: float) -> str | None:
     return problem
 
 
-def run_bench(path: Path, is_dry: bool, limit: float) -> str | None:
-    """Runs the kernel benchmark, which writes its own file; returns what is wrong, if anything."""
+def run_bench(name: str, path: Path, is_dry: bool, limit: float) -> str | None:
+    """Runs a benchmark, which writes its own file; returns what is wrong, if anything."""
     options = ["--json", str(path.resolve()), "--time-limit", str(limit), *(["--dry"] if is_dry else [])]
-    code, output = _run(["specdec.experiments.kernel_bench", *options], limit + GRACE)
+    code, output = _run([f"specdec.experiments.{name}", *options], limit + GRACE[name])
     typer.echo(output)
     if code == 0:
         return None
-    return f"the benchmark ended with code {code}" if code is not None else "the benchmark did not end in time"
+    return f"{name} ended with code {code}" if code is not None else f"{name} did not end in time"
 
 
 def _run(arguments: Sequence[str], limit: float) -> tuple[int | None, str]:
@@ -118,17 +121,26 @@ def main(
     dry: Annotated[bool, typer.Option("--dry", help="tries everything on the CPU; measures nothing")] = False,
     again: Annotated[bool, typer.Option("--again", help="do again what is done")] = False,
     test_limit: Annotated[float, typer.Option(help="seconds for the tests")] = 280.0,
-    bench_limit: Annotated[float, typer.Option(help="seconds for the benchmark, after which it can go on")] = 200.0,
+    bench_limit: Annotated[float, typer.Option(help="seconds for the kernel benchmark; it can go on later")] = 200.0,
+    system_limit: Annotated[float, typer.Option(help="seconds for the system benchmark; it can go on later")] = 400.0,
 ) -> None:
-    """Runs the tests that need a GPU and the kernel benchmark."""
+    """Runs the tests that need a GPU and both benchmarks; a step of 0 seconds is left out."""
     if not (dry or torch.cuda.is_available()):
         raise SystemExit("error: expected a GPU, got none; pass --dry to try the script on the CPU")
     if not (ROOT / "tests").is_dir():
         raise SystemExit(f"error: expected a checkout with tests, got none in {str(ROOT)!r}; clone the repository")
     out.mkdir(parents=True, exist_ok=True)
     problems = []
-    for name, run, limit in ((TESTS, run_tests, test_limit), (BENCH, run_bench, bench_limit)):
+    steps: list[tuple[str, Callable[[Path, bool, float], str | None], float]] = [
+        (TESTS, run_tests, test_limit),
+        ("kernel_bench.json", partial(run_bench, "kernel_bench"), bench_limit),
+        ("system_bench.json", partial(run_bench, "system_bench"), system_limit),
+    ]
+    for name, run, limit in steps:
         path = out / name
+        if limit <= 0:
+            typer.echo(f"{path}: left out")
+            continue
         if again:
             path.unlink(missing_ok=True)
         done = _done(path, dry)

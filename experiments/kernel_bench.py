@@ -4,9 +4,8 @@ One layer of Llama-3.1-8B in bfloat16. Every row is written as soon as it is mea
 goes on where it stopped.
 """
 
-import json
 import time
-from datetime import UTC, datetime
+from collections.abc import Hashable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +13,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from specdec.kernels.bodies import body_of
+from rich.progress import Progress
 
 from .attention_case import PAGE, Case, Heads, Problem, largest_error, problem_of
 from .attention_contenders import ATTENTIONS, OURS, Attention
-from .device_timing import free_bytes, read_ceiling, time_calls
+from .bench_results import BenchResults, Row, print_figures, progress_on
+from .device_timing import free_bytes, time_calls
 from .kernel_bench_view import figures, table
-from .results_file import check_writable, write_json
-from .stamp import environment
+from .results_file import check_writable
 
 LLAMA_8B = Heads(heads=32, kv_heads=8, dim=128)  # meta-llama/Llama-3.1-8B, config.json
 CASES = [Case(b, p, n) for b, p, n in product((1, 8, 64), (1024, 8192, 32768), (1, 2, 4, 8, 16, 32, 64))]
@@ -38,67 +35,27 @@ DEFINITIONS = {
     "error": "largest relative error (Euclidean norm) of a row's head against float64, first requests of the batch",
     "outside": "not in the time: the plans of specdec and flashinfer, all masks, gathering keys for the others",
 }
-Row = dict[str, Any]
 
 
-class Results:
+class Results(BenchResults):
     """The file of results: what earlier runs measured, and what this one adds."""
 
     def __init__(self, path: Path | None, is_dry: bool, is_new: bool) -> None:
-        self.path = path
         heads, cases = (DRY_HEADS, DRY_CASES) if is_dry else (LLAMA_8B, CASES)
         settings = {"heads": heads._asdict(), "dtype": "bfloat16", "page": PAGE, "num_cases": len(cases)}
-        self.value: dict[str, Any] = {
-            "complete": False,
-            "dry": is_dry,
-            "note": "tiny sizes on a CPU: the times say nothing" if is_dry else None,
-            "settings": settings,
-            "definitions": DEFINITIONS,
-            "runs": [],
-            "absent": {},
-            "figures": [],
-            "rows": [],
-        }
-        if path is not None and path.exists() and not is_new:
-            self._continue(json.loads(path.read_text(encoding="utf-8")))
+        super().__init__(path, is_dry, is_new, settings, DEFINITIONS)
 
-    @property
-    def rows(self) -> list[Row]:
-        rows: list[Row] = self.value["rows"]
-        return rows
+    def unit(self, row: Row) -> Hashable:
+        """Contender and case: each row is measured by itself."""
+        return row["name"], row["batch"], row["prefix"], row["num_nodes"]
 
-    def begin(self, device: torch.device) -> float:
-        """Notes a run; returns the GB/s at which memory is read."""
-        speeds = read_ceiling(device)
-        run = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
-        self.value["runs"].append({**run, "read_gb_s": speeds, "kernels": body_of(torch.empty(0, device=device))})
-        return max(speed for name, speed in speeds.items() if name != "copy")
-
-    def add(self, row: Row) -> None:
-        self.rows.append({**row, "run": len(self.value["runs"]) - 1})
-        self.write()
-
-    def write(self) -> None:
-        self.value["figures"] = figures(self.rows)
-        write_json(self.path, self.value)
+    def figures(self) -> list[dict[str, Any]]:
+        """See `kernel_bench_view`."""
+        return figures(self.rows)
 
     def has(self, name: str, case: Case, run: int | None = None) -> bool:
         """Whether there is such a row, of this run or of any."""
-        kept = (row for row in self.rows if run is None or row["run"] == run)
-        return any((row["name"], row["batch"], row["prefix"], row["num_nodes"]) == (name, *case) for row in kept)
-
-    def _continue(self, found: dict[str, Any]) -> None:
-        """Takes over what was measured by the same version on the same device."""
-        here, there = environment(), found["runs"][-1]["environment"]
-        differing = [name for name in ("commit", "devices", "torch", "triton") if here[name] != there[name]]
-        differing += [name for name in ("dry", "settings") if found[name] != self.value[name]]
-        if differing:
-            raise ValueError(
-                f"expected results that can be gone on with, got other {', '.join(differing)} in {str(self.path)!r}; "
-                f"pass --again to measure all anew"
-            )
-        self.value["runs"] = found["runs"]
-        self.value["rows"] = [row for row in found["rows"] if "us" in row]
+        return self.has_unit((name, *case), run)
 
 
 def measure(attention: Attention, case: Case, heads: Heads, device: torch.device) -> Row:
@@ -133,7 +90,7 @@ def measure_all(results: Results, device: torch.device, deadline: float, progres
     """Adds the rows that are missing, contender by contender; False if the time was up before."""
     heads, cases = (DRY_HEADS, DRY_CASES) if results.value["dry"] else (LLAMA_8B, CASES)
     ceiling = results.begin(device)
-    run, ours = len(results.value["runs"]) - 1, ATTENTIONS[0]
+    run, ours = results.run, ATTENTIONS[0]
 
     def add(attention: Attention, case: Case) -> Row:
         row = measure(attention, case, heads, device)
@@ -157,8 +114,7 @@ def measure_all(results: Results, device: torch.device, deadline: float, progres
                 break
         if reason:
             results.value["absent"][attention.name] = reason
-    results.value["complete"] = True
-    results.write()
+    results.finish()
     return True
 
 
@@ -177,13 +133,10 @@ def main(
         results = Results(json_file, dry, again)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress, torch.inference_mode():
+    with progress_on(console) as progress, torch.inference_mode():
         is_complete = measure_all(results, torch.device("cpu" if dry else "cuda"), deadline, progress)
     console.print(table(results.value))
-    for figure in results.value["figures"]:
-        goal = f" (goal {figure['goal']})" if figure["goal"] else ""
-        console.print(f"{figure['figure']}: {figure['value']:.3f}{goal}", highlight=False)
+    print_figures(console, results.value["figures"])
     if not is_complete:
         raise SystemExit("error: the time was up before all rows were measured; run it once more to go on")
 

@@ -16,23 +16,24 @@ FAILURE = '<testcase classname="tests.gpu.b" name="four"><failure message="asser
 
 
 def run(folder, **options):
-    gpu_run.main(folder, **{"dry": True, "again": False, "test_limit": 200.0, "bench_limit": 100.0, **options})
+    limits = {"test_limit": 200.0, "bench_limit": 100.0, "system_limit": 100.0}
+    gpu_run.main(folder, **{"dry": True, "again": False, **limits, **options})
 
 
 @pytest.mark.slow
-def test_a_dry_run_takes_both_steps_once(tmp_path, capfd):
+def test_a_dry_run_takes_every_step_once(tmp_path, capfd):
     run(tmp_path / "new" / "results")
     found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "new" / "results").iterdir()}
-    assert set(found) == {"gpu_tests.json", "kernel_bench.json"}
+    assert set(found) == {"gpu_tests.json", "kernel_bench.json", "system_bench.json"}
     assert all(result["complete"] and result["dry"] for result in found.values())
-    tests, bench = found["gpu_tests.json"], found["kernel_bench.json"]
+    tests = found.pop("gpu_tests.json")
     assert tests["problem"] is None and tests["failed"] == [] and tests["environment"]["torch"]
     assert list(tests["skipped"]) == ([] if torch.cuda.is_available() else ["needs a CUDA device"])
-    assert bench["rows"] and bench["runs"][0]["environment"]["torch"]
+    assert all(bench["rows"] and bench["runs"][0]["environment"]["torch"] for bench in found.values())
     capfd.readouterr()
     run(tmp_path / "new" / "results")
     printed = capfd.readouterr().out.splitlines()
-    assert len(printed) == 2 and all(line.endswith("complete (done before)") for line in printed)
+    assert len(printed) == 3 and all(line.endswith("complete (done before)") for line in printed)
 
 
 @pytest.fixture
@@ -62,7 +63,11 @@ def test_failures_are_written_and_remembered(tmp_path, stand_in):
     found = json.loads((tmp_path / "gpu_tests.json").read_text())
     assert (found["num_passed"], found["skipped"]) == (2, {"needs a CUDA device": 1})
     assert found["failed"] == [{"test": "tests.gpu.b::four", "message": "assert 1 == 2", "text": "lines"}]
-    assert [name for name, _ in stand_in["runs"]] == ["pytest", "specdec.experiments.kernel_bench"]
+    assert stand_in["runs"] == [
+        ("pytest", 200.0),
+        ("specdec.experiments.kernel_bench", 100.0 + gpu_run.GRACE["kernel_bench"]),
+        ("specdec.experiments.system_bench", 100.0 + gpu_run.GRACE["system_bench"]),
+    ]
     stand_in.update(code=0, report=REPORT.format(more=""))
     run(tmp_path, again=True)
     assert json.loads((tmp_path / "gpu_tests.json").read_text())["failed"] == []
@@ -87,8 +92,26 @@ def test_a_dry_run_is_none_of_a_real_one(tmp_path, stand_in, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_run, "environment", dict)
     run(tmp_path, dry=False)
-    assert len(stand_in["runs"]) == 4
+    assert len(stand_in["runs"]) == 6
     assert json.loads((tmp_path / "gpu_tests.json").read_text())["dry"] is False
+
+
+def test_a_step_without_time_is_left_to_another_call(tmp_path, stand_in, capsys):
+    run(tmp_path, test_limit=0, system_limit=0)
+    assert [name for name, _ in stand_in["runs"]] == ["specdec.experiments.kernel_bench"]
+    assert capsys.readouterr().out.count("left out") == 2
+    run(tmp_path)
+    assert [name for name, _ in stand_in["runs"][1:]] == ["pytest", "specdec.experiments.system_bench"]
+
+
+def test_a_benchmark_that_fails_is_named(tmp_path, stand_in, monkeypatch):
+    ended = iter([(1, ""), (None, "")])
+    taken = gpu_run._run
+    monkeypatch.setattr(
+        gpu_run, "_run", lambda words, limit: taken(words, limit) if words[0] == "pytest" else next(ended)
+    )
+    with pytest.raises(SystemExit, match="error: kernel_bench ended with code 1; system_bench did not end in time$"):
+        run(tmp_path)
 
 
 def test_a_process_has_its_time_and_its_end_is_kept(monkeypatch):
