@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from specdec.events import Round
 from specdec.generation import speculate
 from specdec.methods import DRAFTERS, build_drafter, paged
+from specdec.target import PagedModel
 
 from .loading import Models
 
@@ -40,6 +41,7 @@ class Decoding:
     top_p: float | None = None
     top_k: int | None = None
     seed: int = 0
+    graphs: bool = False  # forward passes of ours replay CUDA graphs
 
     def __post_init__(self) -> None:
         for option, value in (("--top-p", self.top_p), ("--top-k", self.top_k)):
@@ -80,7 +82,8 @@ def contenders(models: Models, decoding: Decoding, names: Sequence[str] | None =
     """
     wanted = list(available(models, decoding)) if names is None else [_known(name, models, decoding) for name in names]
     wanted = [BASELINE, *([PLAIN] if decoding.do_sample else []), *wanted]
-    return [_contender(name, models, decoding) for name in dict.fromkeys(wanted)]
+    target = paged(models.target, graphs=decoding.graphs)
+    return [_contender(name, models, decoding, target) for name in dict.fromkeys(wanted)]
 
 
 def available(models: Models, decoding: Decoding) -> dict[str, dict[str, Any] | None]:
@@ -146,7 +149,7 @@ def _known(name: str, models: Models, decoding: Decoding) -> str:
     raise ValueError(f"expected a known method, got {name!r}; {hint}{remedy}")
 
 
-def _contender(name: str, models: Models, decoding: Decoding) -> Contender:
+def _contender(name: str, models: Models, decoding: Decoding, paged_target: PagedModel) -> Contender:
     kwargs = decoding.generate_kwargs()
     target = models.target
     if name.startswith(BASELINE):
@@ -156,8 +159,9 @@ def _contender(name: str, models: Models, decoding: Decoding) -> Contender:
             kwargs["prompt_lookup_num_tokens"] = decoding.num_speculative_tokens
         return Contender(name, lambda ids: _generate(target, ids, kwargs))
     spec = available(models, decoding)[name]
-    drafter = None if spec is None else build_drafter(spec, paged(target))  # once, as its model is checked when built
-    loop = speculate(drafter, seed=decoding.seed)
+    drafter = None if spec is None else build_drafter(spec, paged_target)  # once, as its model is checked when built
+    # Without graphs a `PagedModel` is made for every call, as for a user who has none.
+    loop = speculate(drafter, seed=decoding.seed, target=paged_target if decoding.graphs else None)
     kwargs["custom_generate"] = loop
     return Contender(name, lambda ids: _generate(target, ids, kwargs), lambda: loop.last.rounds)
 

@@ -29,6 +29,10 @@ class Models:
     target_name: str = EMBEDDED
     draft_name: str | None = None
 
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.target.device.type == "cuda"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {

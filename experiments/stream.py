@@ -1,6 +1,7 @@
 """Generated text on a terminal as it comes, coloured by who proposed each token."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from specdec.events import Round
 from specdec.generation import speculate
+from specdec.methods import paged
 
 from .contenders import Decoding, drafter_options
 from .loading import Models
@@ -42,7 +44,8 @@ def stream(
     name = drafter or ("ngram" if models.draft is None else "draft_model")
     printer = TokenPrinter(console, Detokenizer(models.decode, ids[0].tolist()), prompt)
     options = drafter_options({"method": name}, models, decoding.num_speculative_tokens)
-    loop = speculate(options, seed=decoding.seed, on_round=printer.show)
+    paged_target = paged(models.target, graphs=decoding.graphs)
+    loop = speculate(options, seed=decoding.seed, on_round=printer.show, target=paged_target)
     kwargs = decoding.generate_kwargs()
     if stop:
         kwargs["stopping_criteria"] = [StopStringCriteria(models.tokenizer, list(stop))]
@@ -63,16 +66,27 @@ def stream(
         "tokens_by_source": {source or TARGET: count for source, count in printer.counts.items()},
         "tokens_per_second": totals.num_tokens / seconds,
         "metrics": totals.as_dict(),
+        "graphs": None if (report := paged_target.graph_report) is None else asdict(report),
     }
 
 
 def summary_line(totals: dict[str, Any]) -> str:
     """The totals for people."""
     metrics = totals["metrics"]
+    graphs = totals["graphs"]
+    captured = (
+        ""
+        if graphs is None
+        else (
+            f"; {graphs['num_replayed']} of {graphs['num_replayed'] + graphs['num_eager']} target passes by "
+            f"{graphs['num_graphs']} graphs, captured in {graphs['seconds']:.1f} s with {graphs['num_bytes'] >> 20} MiB"
+        )
+    )
     return (
         f"{metrics['num_tokens']} tokens in {metrics['num_steps']} target calls: "
         f"{metrics['tokens_per_step']:.2f} tokens per step, acceptance rate {metrics['acceptance_rate']:.2f}, "
         f"{totals['tokens_per_second']:.1f} tokens/s (drafter {totals['drafter']}, rule {totals['verifier']})"
+        f"{captured}"
     )
 
 

@@ -37,7 +37,7 @@ class RequestRows(NamedTuple):
     parents: list[int] | None  # [n], parents[0] == -1; None for a chain
     depths: list[int] | None  # [n]; None for a chain
     first_slot: int | None  # slot of row 0 if all rows lie one after the other
-    slots: Tensor | None  # [stop] int64 on the CPU otherwise
+    slots: Tensor | None  # [stop] int64 or more on the CPU otherwise
     page_size: int = 1  # of these slots so many, from row 0 on, lie one after the other
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from .rows import PackedRows, RequestRows
 
 NUM_COLUMNS = 8  # of strips, see tree_columns; no triton is needed here
+SEEN, START = 3, 5  # the columns that grow by one from row to row of a chain, and the one between them
 ALIGNED = 4  # tables begin at multiples of 16 bytes: Triton compiles anew for a pointer that does not
 MAX_PAGE = 16  # larger pages have several entries: the kernels are compiled for few sizes
 
@@ -87,6 +88,17 @@ class StaticRows(PackedRows):
     def keep(self, key: object, bounds: Bounds, buffer: Tensor) -> None:
         """Remembers a buffer of tables to fill."""
         self._buffers[key] = bounds, buffer
+
+    def advance(self, positions: Tensor) -> Tensor:  # [num_requests] int64 -> [num_requests] int64
+        """Moves every request on to the next row, at these positions, and says in which slots those lie.
+
+        For forwards of one row per request that continues a chain; the pages must be in the tables already.
+        """
+        for bounds, tables in self.tables.values():
+            tables.strips[:, SEEN : START + 1] += 1  # it sees itself, and so does nobody else
+            pages = tables.pages.gather(1, (positions // bounds.page)[:, None])[:, 0]
+            slots: Tensor = pages + positions % bounds.page
+        return slots
 
     def load(self, requests: Sequence[RequestRows]) -> None:
         """Fills all tables for a forward of these requests; nothing is waited for."""
@@ -193,7 +205,7 @@ def _write_pages(requests: Sequence[RequestRows], page: int, pages: Tensor) -> N
     torch.add(firsts[:, None], steps, out=pages[: len(requests)])  # behind a request's last page nobody looks
     for index, request in enumerate(requests):
         if request.slots is not None:
-            starts = request.slots[: request.stop : page]
+            starts = request.slots[::page]
             pages[index, : len(starts)] = starts
 
 

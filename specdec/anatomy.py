@@ -1,10 +1,12 @@
-"""What a transformers model is made of: its modules, the configs that name its attention, its layers and sizes."""
+"""What a transformers model is made of: modules, configs that name its attention, layers, sizes; and their switch."""
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -60,3 +62,38 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 def logits_of(output: Any) -> Tensor:  # [b, t, vocab]
     logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
     return logits
+
+
+def only_gpu_of(model: nn.Module) -> torch.device:
+    """The GPU that all weights are on.
+
+    Raises:
+        ValueError: they are elsewhere, or on several.
+    """
+    devices = {weight.device for weight in model.parameters()}
+    if len(devices) > 1 or {device.type for device in devices} != {"cuda"}:
+        places = ", ".join(sorted(str(device) for device in devices))
+        raise ValueError(
+            f"expected all weights on one GPU for graphs=True, got {places}; pass graphs=False, or --no-graphs"
+        )
+    return devices.pop()
+
+
+@contextmanager
+def inferring(modules: Sequence[nn.Module], configs: Sequence[dict[str, Any]], attention: str | None) -> Iterator[None]:
+    """While inside, nothing is recorded for gradients, the modules infer, and the configs name this attention."""
+    training = [module for module in modules if module.training]
+    configs = configs if attention else []
+    found = [config[SWITCH] for config in configs]
+    try:
+        for module in training:
+            module.training = False
+        for config in configs:
+            config[SWITCH] = attention
+        with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
+            yield
+    finally:
+        for config, name in zip(configs, found, strict=True):
+            config[SWITCH] = name
+        for module in training:
+            module.training = True

@@ -19,6 +19,7 @@ from .pool import KVPool
 
 # No "flash", "/" or ":" in it, nor "paged|" before it: transformers reads these as something else.
 NAME = "specdec_tree"
+NAME_COMPILED = "specdec_tree_uncompiled"  # in a compiled model: called as it is
 # Arguments of attention functions that do not change scores here, or that `_scoring_of` reads.
 KNOWN_OPTIONS = frozenset(
     "scaling dropout sliding_window softcap s_aux specdec_step is_causal position_ids output_attentions "
@@ -115,7 +116,9 @@ def attend(
     return ops.tree_attention(query, keys, values, step.rows, plan.scoring, options.get("s_aux")), None
 
 
-AttentionInterface.register(NAME, attend)  # and no mask function of this name: then transformers makes no mask
+# And no mask functions of these names: then transformers makes no mask.
+AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME_COMPILED, torch.compiler.disable(attend))  # which costs as much as a small view
 
 
 def _overwrite(pool: Tensor, first_slot: int, rows: Tensor) -> None:

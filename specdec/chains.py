@@ -112,6 +112,13 @@ def grow_chains(
     if not live:
         return
     is_simple = not threshold and all(chain.method == "greedy" for chain in live)
+    depths = {chain.depth for chain in live}
+    if is_simple and final is None and len(depths) == 1:
+        drafted = model.chain(cache, pieces, depths.pop())
+        if drafted is not None:
+            for chain, found in zip(live, drafted, strict=True):
+                chain.tokens += found
+            return
     grown = _likeliest if is_simple else partial(_grown, threshold=threshold)
     with running(model, [chain.view.sampler for chain in live]):
         logits = model.score(cache, pieces).logits

@@ -124,14 +124,16 @@ def inputs_of(cache: PagedKVCache, chunks: Sequence[Chunk]) -> Inputs:
     return Inputs(requests, tokens, positions, [chunk.num_logits for chunk in chunks])
 
 
-def step_inputs(cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]) -> Inputs:
-    """One row per request: `rows[i]` of `tables[i]`, where `tokens[i]` stands; they must be staged."""
+def step_inputs(
+    cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int], num_staged: int = 1
+) -> Inputs:
+    """One row per request: `rows[i]` of `tables[i]`, where `tokens[i]` stands; so many from it on must be staged."""
     if not tables:
         raise ValueError("expected at least one row, got none; step through what there is")
     requests = []
     for table, row in zip(tables, rows, strict=True):
-        first_slot = cache.contiguous_start(table, row + 1)
-        slots = None if first_slot is not None else cache.slots(table, 0, row + 1)
+        first_slot = cache.contiguous_start(table, row + num_staged)
+        slots = None if first_slot is not None else cache.slots(table, 0, row + num_staged)
         requests.append(RequestRows(row, 1, 0, None, None, first_slot, slots, cache.page_size))
     return Inputs(requests, tokens, rows, [1] * len(requests))
 
@@ -169,6 +171,6 @@ def _rows_of(cache: PagedKVCache, chunk: Chunk) -> RequestRows:
 def _new_slots(request: RequestRows) -> Tensor:  # [num_rows] int64
     begin = request.start + request.first
     if request.slots is not None:
-        return request.slots[begin:]
+        return request.slots[begin : request.stop]
     assert request.first_slot is not None
     return torch.arange(request.first_slot + begin, request.first_slot + request.stop)

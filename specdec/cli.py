@@ -74,6 +74,10 @@ NumDraft = Annotated[int, typer.Option("--num-speculative-tokens", min=1, help="
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
 TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
 TopK = Annotated[int | None, typer.Option(min=0, help="Sample from so many tokens.")]
+Graphs = Annotated[
+    bool | None,
+    typer.Option("--graphs/--no-graphs", help="Replay forward passes as CUDA graphs, which is usual on a GPU."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same text.")]
 
 
@@ -108,6 +112,7 @@ def compare(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    graphs: Graphs = None,
     json_file: Json = None,
 ) -> None:
     """Run the same prompts by every method, beside transformers' own; compare texts and times."""
@@ -118,6 +123,7 @@ def compare(
     _use_threads(threads)
     with _quiet_transformers():
         models = load_models(target, draft, dtype, device)
+        decoding = replace(decoding, graphs=models.is_on_gpu if graphs is None else graphs)
         names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         with _progress() as advance:
             result = run_comparison(models, chosen, decoding, names, repeats, advance)
@@ -144,6 +150,7 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    graphs: Graphs = None,
     json_file: Json = None,
 ) -> None:
     """Continue a text as it is generated, coloured by who proposed each token."""
@@ -152,6 +159,7 @@ def generate(
     _use_threads(threads)
     with _quiet_transformers():
         models = load_models(target, draft, dtype, device)
+        decoding = replace(decoding, graphs=models.is_on_gpu if graphs is None else graphs)
         totals = stream(models, prompt, drafter, decoding, stop or (), _console(no_color))
     typer.echo(summary_line(totals))
     about = {"settings": decoding.as_dict(), "models": models.as_dict(), "environment": environment()}

@@ -9,13 +9,14 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
+from .batched import BatchDecider
 from .cache import CacheFull, PagedKVCache, PageTable
 from .events import Clock, Round, Step
 from .protocols import Drafter, Verifier
 from .request import LiveRequest, Request
 from .target import Chunk, PagedModel
 from .tree import TokenTree
-from .types import Draft, TargetRows, Verdict
+from .types import Draft, TargetRows, Verdict, ordinary
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ class Engine:
     ) -> None:
         self.target, self.drafter, self.verifier, self.cache = target, drafter, verifier, cache
         self.options = options or EngineOptions()
+        self._decider = BatchDecider(verifier, target.replayed)
         self.tables: dict[int, PageTable] = {}  # of finished requests, if kept
         self._waiting: deque[tuple[int, Request, list[int]]] = deque()
         self._live: list[LiveRequest] = []
@@ -244,6 +246,9 @@ class Engine:
         return torch.cat(parts)
 
     def _verify(self, scores: Tensor, drafts: Sequence[Draft]) -> list[Verdict]:
+        together = self._decider.verdicts(scores, drafts, self._live)
+        if together is not None:
+            return together
         verdicts, first = [], 0
         for live, draft in zip(self._live, drafts, strict=True):
             rows = TargetRows(
@@ -260,8 +265,8 @@ class Engine:
         steps, first = [], 0
         for live, draft, verdict in zip(self._live, drafts, verdicts, strict=True):
             rows = [first + node for node in (0, *verdict.path)]
-            kept = _ordinary(scores, rows) if self.options.keep_scores else None
-            raw = _ordinary(logits, rows) if self.options.keep_logits else None
+            kept = ordinary(scores, rows) if self.options.keep_scores else None
+            raw = ordinary(logits, rows) if self.options.keep_logits else None
             steps.append(live.step(draft, verdict, kept, raw))
             first += len(draft)
         return steps
@@ -289,9 +294,3 @@ class Engine:
 
 def _is_foreign(part: object) -> bool:
     return part is not None and not type(part).__module__.startswith("specdec.")
-
-
-def _ordinary(rows: Tensor, indices: list[int]) -> Tensor:  # [n, vocab] -> [len(indices), vocab]
-    """These rows as tensors that may be changed and learnt from, which those made in inference mode may not."""
-    with torch.inference_mode(False):
-        return rows[indices].float()

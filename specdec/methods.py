@@ -56,9 +56,9 @@ class Method:
         return self.verifier.level
 
 
-def paged(model: PreTrainedModel, pool: str = "target") -> PagedModel:
+def paged(model: PreTrainedModel, pool: str = "target", graphs: bool = False) -> PagedModel:
     """The model over pages, checked if this is the first time that it is seen."""
-    wrapped = PagedModel(model, pool, learned=_learned.get(model))
+    wrapped = PagedModel(model, pool, learned=_learned.get(model), graphs=graphs)
     _learned[model] = wrapped.learned
     return wrapped
 
@@ -118,7 +118,8 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     if isinstance(options.get("model"), str):
         options["model"] = load_model(options["model"], target.dtype, target.device)
     if isinstance(options.get("model"), PreTrainedModel):
-        options["model"] = paged(options["model"], pool_of(options["model"]))
+        model = options["model"]
+        options["model"] = paged(model, pool_of(model), graphs=target.has_graphs and model.device == target.device)
     return factory(**options)
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from .cache import PagedKVCache, PageTable
 from .sampling import Sampler
-from .types import Draft, Exactness, TargetRows, Verdict
+from .types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
 
 class Noise(Protocol):
@@ -98,4 +98,18 @@ class Verifier(Protocol):
 
     def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
         """The accepted path and the token after it."""
+        ...
+
+
+@runtime_checkable
+class BatchVerifier(Verifier, Protocol):
+    """A rule that can also decide on all drafts of a round at once, where they are: what a GPU is waited for once."""
+
+    def decide(self, batch: DraftBatch) -> tuple[Tensor, Tensor]:
+        """What `verify` decides with `PhiloxNoise`, without a look at the host.
+
+        Returns:
+            [B, max_depth + 2] int64: how many tokens a request emits, and which; and [B, max_depth] int64: the accepted
+            nodes. What is behind them is -1. The number is -1 if a token that counts as sampled has no q.
+        """
         ...

@@ -13,19 +13,21 @@ from transformers import PreTrainedModel
 
 from . import selfcheck
 from .anatomy import (
-    SWITCH,
     attention_configs,
     decoder_layers,
+    inferring,
     logits_of,
     logits_width_of,
     max_positions_of,
     modules_of,
+    only_gpu_of,
     options_of,
 )
-from .attention import NAME, AttentionStep, Call, LayerPlan, Running, running_now
+from .attention import NAME, NAME_COMPILED, AttentionStep, Call, LayerPlan, Running, running_now
 from .cache import PagedKVCache, PageTable
-from .capture import GraphReport, Graphs, Passed, only_gpu_of
+from .capture import Replayed
 from .chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_of, step_inputs
+from .graphs import GraphReport, Graphs, Passed
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
@@ -49,12 +51,13 @@ class PagedModel:
     in memory that the next pass writes anew: copy what is to be kept.
 
     Args:
-        model: a decoder of transformers whose attention goes through its attention interface.
+        model: a decoder of transformers whose attention goes through its attention interface; also compiled,
+            `torch.compile(model, dynamic=True)`, for our passes then, whose numbers differ in the last places.
         pool: the name of the pool.
         feature_layers: layers whose outputs `score` also returns; 0 is the first.
         check: whether to compare a short tree with plain forward passes before the model is used.
         learned: what another `PagedModel` of the same model learned; the check is not made again.
-        graphs: whether forward passes of a bucketed shape are captured as CUDA graphs and replayed, see `capture`.
+        graphs: whether forward passes of a bucketed shape are captured as CUDA graphs and replayed, see `graphs`.
             For a model on one GPU whose weights stay where they are; such a model brings a `cache` along, which
             `generate` uses, for graphs are bound to its storage.
 
@@ -74,7 +77,10 @@ class PagedModel:
         torch.Size([3, 32])
     """
 
+    cache: PagedKVCache | None = None  # that graphs are bound to
+    replayed: Replayed | None = None  # what is launched around the captured passes
     _graphs: Graphs | None = None  # once the model is known to work
+    _is_running = False  # with our attention
     _taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
 
     def __init__(
@@ -86,6 +92,7 @@ class PagedModel:
         learned: Learned | None = None,
         graphs: bool = False,
     ) -> None:
+        self._call, model = model, getattr(model, "_orig_mod", model)  # what torch.compile wraps is looked at as it is
         if learned is None:
             selfcheck.require_supported(model)
         self.model, self.pool_name, self.feature_layers = model, pool, tuple(feature_layers)
@@ -101,9 +108,7 @@ class PagedModel:
         self._keeps_logits, self._takes_step = learned.options if learned is not None else options_of(model)
         self._plans: dict[Call, LayerPlan] = {}
         self._packer = Packer(self.device)
-        self.cache = PagedKVCache() if graphs else None
         self._now = Running()
-        self._is_running = False
         self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
         if learned is not None:
             self._plans = learned.plans
@@ -116,7 +121,7 @@ class PagedModel:
                 self.close()
                 raise
         if graphs:
-            self._graphs = Graphs(self._run, only_gpu_of(model))
+            self._graphs, self.cache, self.replayed = Graphs(self._run, only_gpu_of(model)), PagedKVCache(), Replayed()
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +139,11 @@ class PagedModel:
     def learned(self) -> Learned:
         """For the next `PagedModel` of this model."""
         return Learned(self.vocab_size, self._plans, (self._keeps_logits, self._takes_step))
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether passes are captured and replayed."""
+        return self._graphs is not None
 
     @property
     def graph_report(self) -> GraphReport | None:
@@ -165,10 +175,26 @@ class PagedModel:
             table.filled[self.pool_name] = row + 1
         return logits
 
+    def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
+        """The `count` likeliest tokens behind each chunk, one after the other, as one graph; `count` rows behind the
+        chunk's last but one must be staged. None without graphs, or if they are to be drafted one by one."""
+        if self._graphs is None:
+            return None
+        self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
+        rows = [chunk.start + len(chunk.tree) for chunk in chunks]
+        ahead = step_inputs(cache, [chunk.table for chunk in chunks], rows, [0] * len(rows), num_staged=count - 1)
+        drafted = self._graphs.chain(cache, inputs_of(cache, chunks), ahead, count, self.num_embeddings - 1)
+        if drafted is None:
+            return None
+        for chunk, row in zip(chunks, rows, strict=True):
+            chunk.table.filled[self.pool_name] = row + count - 1
+        tokens: list[list[int]] = drafted.T.tolist()
+        return tokens
+
     def _passed(self, cache: PagedKVCache, given: Inputs) -> Passed:
         if self._graphs is not None:
-            pool, address = cache.pool(self.pool_name), self._embedding.data_ptr()
-            passed = self._graphs.run(cache, pool, given, address)
+            self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
+            passed = self._graphs.run(cache, given)
             if passed is not None:
                 is_kept = torch.is_inference_mode_enabled()
                 return passed if is_kept else passed._replace(logits=passed.logits.clone())
@@ -205,7 +231,7 @@ class PagedModel:
         self._now.step = step
         taps = self._taps = {}
         try:
-            output = self.model(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
+            output = self._call(input_ids=packed.tokens, position_ids=packed.positions, use_cache=False, **options)
         finally:
             self._taps = None
             del self._now.step  # it holds the pool
@@ -237,31 +263,22 @@ class PagedModel:
 
         Logits of scores inside are inference tensors, for reading only.
         """
-        return nullcontext() if self._is_running else self._inferring(NAME)
+        if self._is_running:
+            return nullcontext()
+        return self._inferring(NAME if self._call is self.model else NAME_COMPILED)
 
     @contextmanager
     def _inferring(self, attention: str | None = None) -> Iterator[None]:
         """While inside, the model is in evaluation mode, records nothing for gradients and runs with this attention."""
         self._packer_here()
-        training = [module for module in self._modules if module.training]
-        configs = self._configs if attention else []
-        found = [config[SWITCH] for config in configs]
         token = running_now.set(self._now)
         try:
-            self._is_running = attention is not None
-            for module in training:
-                module.training = False
-            for config in configs:
-                config[SWITCH] = attention
-            with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
+            with inferring(self._modules, self._configs, attention):
+                self._is_running = attention is not None
                 yield
         finally:
             running_now.reset(token)
             self._is_running = False
-            for config, name in zip(configs, found, strict=True):
-                config[SWITCH] = name
-            for module in training:
-                module.training = True
 
     def _tap(self, layer: int) -> RemovableHandle:
         """A hook that keeps the output of a layer during our forward passes."""

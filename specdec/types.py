@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .kernels.ops import argmax
+from .kernels.trees import PackedTrees
 from .tree import TokenTree
 
 
@@ -97,6 +99,20 @@ class TargetRows:
         return [self.start + depth for depth in self.depths]
 
 
+class DraftBatch(NamedTuple):
+    """The drafts of a round, T nodes of B requests, and what the target says after them, on its device."""
+
+    scores: Tensor  # [T, vocab], final as in `TargetRows`
+    trees: PackedTrees
+    sampled: Tensor  # [T] bool
+    probs: Tensor | None  # [T, vocab] float32, as in `Draft`
+    seeds: Tensor  # [B] int64, of the requests' noise
+    starts: Tensor  # [B] int64: numbers of committed tokens
+    row_seeds: Tensor  # [T] int64: the seed of each node's request
+    positions: Tensor  # [T] int64, of the token that follows each node
+    is_greedy: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a rule decided: the accepted path and the token after it."""
@@ -107,3 +123,15 @@ class Verdict:
     @property
     def num_accepted(self) -> int:
         return len(self.path)
+
+
+def ordinary(rows: Tensor, indices: list[int]) -> Tensor:  # [n, vocab] -> [len(indices), vocab] float32
+    """These rows as tensors that may be changed and learnt from, which those made in inference mode may not.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     ordinary(torch.ones(3, 2), [0, 2]).is_inference()
+        False
+    """
+    with torch.inference_mode(False):
+        return rows[indices].float()

@@ -2,10 +2,13 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+
+from specdec.kernels import sampling_ops
 from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import walk
-from specdec.types import Draft, Exactness, TargetRows, Verdict
+from specdec.types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
 
 class Greedy:
@@ -26,3 +29,7 @@ class Greedy:
     def verify(self, draft: Draft, rows: TargetRows, noise: Noise) -> Verdict:
         """The path of argmax tokens and the first one that was not drafted. Needs neither q nor noise."""
         return walk(draft.tree, argmax(rows.scores).tolist())
+
+    def decide(self, batch: DraftBatch) -> tuple[Tensor, Tensor]:
+        """As `verify`, for all requests at once; see `protocols.BatchVerifier`."""
+        return sampling_ops.walk(batch.trees, argmax(batch.scores))

@@ -2,10 +2,13 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+
+from specdec.kernels import sampling_ops
 from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import walk
-from specdec.types import Draft, Exactness, TargetRows, Verdict
+from specdec.types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
 
 class SampleAndMatch:
@@ -32,3 +35,10 @@ class SampleAndMatch:
         if rows.is_greedy:
             return walk(draft.tree, argmax(rows.scores).tolist())
         return walk(draft.tree, noise.target_tokens(rows.scores, rows.positions))
+
+    def decide(self, batch: DraftBatch) -> tuple[Tensor, Tensor]:
+        """As `verify`, for all requests at once; see `protocols.BatchVerifier`."""
+        if batch.is_greedy:
+            return sampling_ops.walk(batch.trees, argmax(batch.scores))
+        drawn = sampling_ops.gumbel_argmax(batch.scores, batch.row_seeds, batch.positions)
+        return sampling_ops.walk(batch.trees, drawn)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from specdec import cli
 from specdec.experiments.corpus import DOMAINS, Document, train_tokenizer
 from tests.toys.models import tiny_model
+from tests.toys.recorded import recording  # noqa: F401 - a fixture
 
 TEXT = "def f(x):\n    return x\n\nOnce upon a time, there was a small dog. The dog was happy. "
 

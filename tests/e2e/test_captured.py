@@ -1,5 +1,7 @@
 """Captured and eager rounds give the same tokens; a graph is here a record of ops, run again on the same memory."""
 
+import random
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from specdec.draft_models.ngram import NGram
 from specdec.target import PagedModel
 from tests.toys.drafters import RandomTrees
 from tests.toys.models import VOCAB_SIZE, tiny_model
-from tests.toys.recorded import recording  # noqa: F401 - a fixture
+from tests.toys.sessions import VOCAB, Session
 
 NEW_TOKENS = 24
 WAYS = {
@@ -47,7 +49,7 @@ def texts(model, target, drafter, options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_captured_and_eager_rounds_give_the_same_tokens(family, recording):  # noqa: F811
+def test_captured_and_eager_rounds_give_the_same_tokens(family, recording):
     model = tiny_model(family)
     eager, captured = PagedModel(model), PagedModel(model, graphs=True)
     pairs = zip(drafters(model, False), drafters(model, True), strict=True)
@@ -62,7 +64,27 @@ def test_captured_and_eager_rounds_give_the_same_tokens(family, recording):  # n
     assert captured.cache.num_free_pages == captured.cache.num_pages
 
 
-def test_a_model_that_cannot_be_captured_says_so_once_and_runs_eagerly(recording):  # noqa: F811
+@pytest.mark.parametrize("page_size", [16, 5])
+def test_a_chain_is_one_graph(page_size, recording):
+    """Drafts of one request and of several, with one or two rows to catch up on, on pages that are anywhere."""
+    model = tiny_model("llama")
+    wanted_by = DraftModel(PagedModel(model, pool="draft"), num_speculative_tokens=4)
+    found_by = DraftModel(paged := PagedModel(model, pool="draft", graphs=True), num_speculative_tokens=4)
+    runs = [Session(drafter, page_size=page_size) for drafter in (wanted_by, found_by)]
+    rng = random.Random(1)
+    for _ in range(14):
+        indices = sorted(rng.sample(range(3), rng.choice([1, 3, 3])))
+        wanted, found = [run.propose([9] * len(indices), indices) for run in runs]
+        assert [draft.tree for draft in found] == [draft.tree for draft in wanted]
+        for index, draft in zip(indices, wanted, strict=True):
+            path, token = list(range(1, rng.choice([1, 3, 5]))), rng.randrange(VOCAB)
+            for run in runs:
+                run.settle(index, draft, path, token)
+    report = paged.graph_report
+    assert report.num_replayed > 6 and report.num_replayed + report.num_eager < 14 * 4
+
+
+def test_a_model_that_cannot_be_captured_says_so_once_and_runs_eagerly(recording):
     """Its experts are told apart by how many rows each gets, for which the host has to wait."""
     model = tiny_model("mixtral")
     captured = PagedModel(model, graphs=True)
@@ -78,12 +100,12 @@ def test_graphs_want_all_weights_on_one_gpu():
         PagedModel(tiny_model("llama"), graphs=True)
 
 
-def test_a_graph_that_gives_something_else_is_refused(recording, monkeypatch):  # noqa: F811
+def test_a_graph_that_gives_something_else_is_refused(recording, monkeypatch):
     model = tiny_model("llama")
     recorded = capture.record
 
-    def spoilt(function, memory):
-        replay, (logits, taps) = recorded(function, memory)
+    def spoilt(function, memory, device):
+        replay, (logits, taps) = recorded(function, memory, device)
         return (lambda: (replay(), logits.mul_(1.5))), (logits, taps)
 
     monkeypatch.setattr(capture, "record", spoilt)
@@ -92,7 +114,7 @@ def test_a_graph_that_gives_something_else_is_refused(recording, monkeypatch):  
 
 
 @pytest.mark.parametrize("moved", ["storage", "weights"])
-def test_graphs_are_captured_anew_when_what_they_read_has_moved(moved, recording):  # noqa: F811
+def test_graphs_are_captured_anew_when_what_they_read_has_moved(moved, recording):
     model = tiny_model("llama")
     captured = PagedModel(model, graphs=True)
     wanted, _, again = [texts(model, captured, None, WAYS["greedy"]) for _ in range(3)]
@@ -108,7 +130,7 @@ def test_graphs_are_captured_anew_when_what_they_read_has_moved(moved, recording
     assert captured.graph_report.num_captured == num_captured + 1
 
 
-def test_the_number_of_graphs_is_bounded(recording, monkeypatch):  # noqa: F811
+def test_the_number_of_graphs_is_bounded(recording, monkeypatch):
     monkeypatch.setattr(capture, "MAX_GRAPHS", 2)
     model = tiny_model("llama")
     captured = PagedModel(model, graphs=True)
