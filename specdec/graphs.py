@@ -1,8 +1,6 @@
 """Forward passes of a bucketed shape, captured once as a CUDA graph and replayed from then on.
 
-A model of 32 layers is some 500 launches, which take the host longer than the GPU: a graph is one. What differs from
-pass to pass lies in memory that stays: token ids, positions, slots and the tables of `StaticRows` are filled anew by
-two copies that nobody waits for. Rows behind those of the last request are padding; nobody reads where they go.
+A model of 32 layers is some 500 launches, which take the host longer than the GPU: a graph is one.
 """
 
 import time
@@ -10,33 +8,22 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import capture
+from .buckets import Forward, Key, chain_keys, key_of
 from .cache import PagedKVCache
-from .capture import memory_of, power_of_two, reserved_bytes, rounded
-from .chunk import Inputs, Packed, kept_rows, new_slots
+from .capture import memory_of, reserved_bytes
+from .chunk import Chunk, Inputs, Packed, inputs_of, step_inputs
 from .kernels.ops import argmax
-from .kernels.tree_tables import MAX_PAGE, Bucket, StaticRows
 from .pool import KVPool
 
 Output = tuple[Tensor, dict[int, Tensor]]  # logits and the outputs of feature layers
 
-MAX_ROWS = 512  # of a captured pass: beyond, the GPU is busy for longer than the host
-MAX_NODES = 128  # of a request in a captured pass
-MIN_PAGES = 64  # a bucket has room for prefixes of so many pages, or a power of two times as many
 MAX_DIFFERENCE = 2.0**-5  # of a replayed from an eager logit, over the largest: libraries may pick another algorithm
-
-
-class Key(NamedTuple):
-    """What a graph is captured for."""
-
-    bucket: Bucket
-    wants_all: bool  # logits of all rows, or of the last one of each request
 
 
 class Passed(NamedTuple):
@@ -57,43 +44,6 @@ class GraphReport:
     num_eager: int  # passes that none could run: too many rows, or the first of their bucket
     seconds: float  # that capturing took
     num_bytes: int  # of device memory that capturing reserved
-
-
-class Forward:
-    """The inputs of all passes of a bucket, in memory that stays, and what a captured graph makes of them."""
-
-    def __init__(self, key: Key, device: torch.device) -> None:
-        num_rows, num_kept = key.bucket.num_rows, 0 if key.wants_all else key.bucket.num_requests
-        self.rows = StaticRows(key.bucket)
-        self._sizes = (num_rows, num_rows, num_rows, num_kept)
-        self._numbers = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
-        tokens, positions, slots, keep = self._numbers.split(self._sizes)
-        kept: Tensor | int = keep if num_kept else 0
-        self._spare = 0
-        self.packed = Packed(tokens[None], positions[None], self.rows, None, slots, kept, num_kept or num_rows)
-
-    def load(self, given: Inputs, spare: int) -> None:
-        """Fills the inputs; rows of padding are stored in the slot `spare`."""
-        keep = kept_rows(given.requests, given.wanted) if self._sizes[3] else []
-        tables = (given.tokens, given.positions, new_slots(given.requests).tolist(), keep)
-        numbers: list[int] = []
-        for values, size, filler in zip(tables, self._sizes, (0, 0, spare, 0), strict=True):
-            numbers += values
-            numbers += [filler] * (size - len(values))
-        self._spare = spare
-        is_pinned = self._numbers.is_cuda
-        self._numbers.copy_(torch.tensor(numbers, pin_memory=is_pinned), non_blocking=True)
-        self.rows.load(given.requests)
-
-    def enter(self, tokens: Tensor, is_next: bool) -> None:  # [requests] int64
-        """Sets the tokens of a pass of one row per request, which is the one behind the last pass's if `is_next`."""
-        self.packed.tokens.copy_(tokens[None])
-        if is_next:
-            self.packed.positions.add_(1)
-            slots = self.packed.slots
-            assert slots is not None
-            there = self.rows.advance(self.packed.positions[0])
-            slots.copy_(torch.where(slots == self._spare, self._spare, there))
 
 
 class _Graph(NamedTuple):
@@ -138,20 +88,23 @@ class Graphs:
 
         If either has moved, all is captured anew.
         """
-        if self._place is None or self._place[0] is not pool or self._place[1:] != (pool.num_slots, weights):
+        if self._place is None or self._place[0] is not pool or self._place[1:] != (pool.num_grown, weights):
             self.clear()
-            self._place = pool, pool.num_slots, weights
+            self._place = pool, pool.num_grown, weights
 
     @torch.inference_mode()  # what stays was made in it, and may be changed in it only
-    def run(self, cache: PagedKVCache, given: Inputs) -> Passed | None:
-        """What the pass gives, good until the next one; None if it is to be run eagerly."""
+    def run(self, cache: PagedKVCache, given: Inputs, layers: tuple[int, ...]) -> Passed | None:
+        """What the pass gives, with the outputs of these layers; None if it is to be run eagerly.
+
+        The logits are good until the next pass.
+        """
 
         def made(key: Key) -> tuple[Sequence[Forward], Callable[[], Output]]:
             forward = Forward(key, self._device)
             return [forward], lambda: self._run(cache, forward.packed)
 
         key = key_of(given, cache.page_size)
-        graph = self._replayed(key, lambda: made(cast(Key, key)), [given])
+        graph = self._replayed(key and (key, layers), lambda: made(cast(Key, key)), [given])
         if graph is None:
             return None
         (logits, taps), num_rows, num_logits = graph.output, len(given.tokens), sum(given.wanted)
@@ -160,14 +113,14 @@ class Graphs:
         return Passed(logits[:num_logits], taps, keep if isinstance(keep, int) else keep[:num_logits])
 
     @torch.inference_mode()
-    def chain(self, cache: PagedKVCache, given: Inputs, ahead: Inputs, count: int, last_id: int) -> Tensor | None:
-        """The `count` likeliest tokens [count, requests], each behind the one before; None to draft them one by one.
+    def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int, last_id: int) -> list[list[int]] | None:
+        """The `count` likeliest tokens behind each chunk, each behind the one before, by one graph.
 
-        Args:
-            given: rows to run first, with a logit each.
-            ahead: the row behind them of each request, with pages for `count - 1`.
-            last_id: what stands for tokens beyond it.
+        So many rows less one behind the chunks must be staged; None if the tokens are to be drafted one by one. For
+        tokens beyond `last_id` it stands in.
         """
+        given, rows = inputs_of(cache, chunks), [chunk.start + len(chunk.tree) for chunk in chunks]
+        ahead = step_inputs(cache, [chunk.table for chunk in chunks], rows, [0] * len(rows), num_staged=count - 1)
 
         def made(first: Key, behind: Key) -> tuple[Sequence[Forward], Callable[[], Output]]:
             start, step = Forward(first, self._device), Forward(behind, self._device)
@@ -175,7 +128,10 @@ class Graphs:
 
         keys = chain_keys(given, ahead, count, cache.page_size)
         graph = self._replayed(keys and (*keys, count), lambda: made(*cast(tuple[Key, Key], keys)), [given, ahead])
-        return None if graph is None else graph.output[0][:, : len(given.requests)]
+        if graph is None:
+            return None
+        tokens: list[list[int]] = graph.output[0][:, : len(chunks)].T.tolist()
+        return tokens
 
     def _chain(self, cache: PagedKVCache, start: Forward, step: Forward, count: int, last_id: int) -> Output:
         tokens = [argmax(self._run(cache, start.packed)[0])]
@@ -241,50 +197,6 @@ class Graphs:
         self._seconds += time.perf_counter() - began
         self._num_bytes += max(0, reserved_bytes(self._device) - reserved)
         return graph
-
-
-def key_of(given: Inputs, page_size: int) -> Key | None:
-    """The bucket of a pass, and which logits it gives; None if it is not to be captured.
-
-    Example:
-        >>> from specdec.kernels.rows import RequestRows
-        >>> rows = [RequestRows(100, 6, 0, None, None, 0, None), RequestRows(900, 5, 0, None, None, 4096, None)]
-        >>> key_of(Inputs(rows, list(range(11)), list(range(11)), [6, 5]), page_size=16)
-        Key(bucket=Bucket(num_rows=16, num_requests=2, num_nodes=8, num_pages=64, page=16), wants_all=True)
-    """
-    num_rows, num_nodes = len(given.tokens), max(request.num_nodes for request in given.requests)
-    wants_all = sum(given.wanted) == num_rows
-    if num_rows > MAX_ROWS or num_nodes > MAX_NODES or not (wants_all or set(given.wanted) == {1}):
-        return None
-    page, room = _pages(given, page_size)
-    bucket = Bucket(rounded(num_rows), power_of_two(len(given.requests)), power_of_two(num_nodes), room, page)
-    return Key(bucket, wants_all)
-
-
-def chain_keys(given: Inputs, ahead: Inputs, count: int, page_size: int) -> tuple[Key, Key] | None:
-    """The buckets of the first pass of a chain and of those behind it; None if it is not to be captured.
-
-    Example:
-        >>> from specdec.kernels.rows import RequestRows
-        >>> given = Inputs([RequestRows(99, 2, 0, None, None, 0, None)], [5, 6], [99, 100], [1])
-        >>> ahead = Inputs([RequestRows(101, 1, 0, None, None, 0, None)], [0], [101], [1])
-        >>> [key.bucket[:3] for key in chain_keys(given, ahead, count=4, page_size=16)]
-        [(2, 1, 2), (1, 1, 1)]
-    """
-    key, count_rows = key_of(given, page_size), power_of_two(len(given.requests))
-    if key is None or count_rows > MAX_ROWS:
-        return None
-    page, room = _pages(ahead, page_size, count)
-    num_rows, num_nodes = max(key.bucket.num_rows, rounded(2 * count_rows)), max(2, key.bucket.num_nodes)
-    first = Bucket(num_rows, count_rows, num_nodes, room, page)
-    return Key(first, wants_all=False), Key(Bucket(count_rows, count_rows, 1, room, page), wants_all=True)
-
-
-def _pages(given: Inputs, page_size: int, count: int = 0) -> tuple[int, int]:
-    """Slots of a page, and room for the pages of each request and `count` more rows."""
-    page = gcd(MAX_PAGE, page_size)
-    num_pages = max(-(-(request.stop + count) // page) for request in given.requests)
-    return page, max(MIN_PAGES, power_of_two(num_pages))
 
 
 def _require_same(replayed: Tensor, eager: Tensor) -> None:

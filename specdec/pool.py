@@ -22,6 +22,7 @@ class KVPool:
     def __init__(self, name: str, num_slots: int) -> None:
         self.name = name
         self.num_slots = num_slots
+        self.num_grown = 0  # times that storage moved, or some of it before memory ran out
         self._layers: dict[Hashable, tuple[Tensor, Tensor]] = {}  # [num_slots, kv_heads, k_dim], [.., v_dim]
         self._moved: deque[tuple[Tensor, Tensor]] = deque(maxlen=4)  # slots as given and on a layer's device
 
@@ -62,6 +63,7 @@ class KVPool:
 
     def grow(self, num_slots: int) -> None:
         """Give every layer at least `num_slots` slots; one layer at a time, to need little room beside the new."""
+        self.num_grown += 1
         for key, (keys, values) in self._layers.items():
             self._layers[key] = (_resized(keys, num_slots + 1), _resized(values, num_slots + 1))
         self.num_slots = max(self.num_slots, num_slots)

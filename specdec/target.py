@@ -176,25 +176,20 @@ class PagedModel:
         return logits
 
     def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
-        """The `count` likeliest tokens behind each chunk, one after the other, as one graph; `count` rows behind the
-        chunk's last but one must be staged. None without graphs, or if they are to be drafted one by one."""
-        if self._graphs is None:
-            return None
-        self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
-        rows = [chunk.start + len(chunk.tree) for chunk in chunks]
-        ahead = step_inputs(cache, [chunk.table for chunk in chunks], rows, [0] * len(rows), num_staged=count - 1)
-        drafted = self._graphs.chain(cache, inputs_of(cache, chunks), ahead, count, self.num_embeddings - 1)
-        if drafted is None:
-            return None
-        for chunk, row in zip(chunks, rows, strict=True):
-            chunk.table.filled[self.pool_name] = row + count - 1
-        tokens: list[list[int]] = drafted.T.tolist()
-        return tokens
+        """The `count` likeliest tokens behind each chunk, by one graph, see `Graphs.chain`; None without graphs."""
+        drafted = None
+        if self._graphs is not None:
+            self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
+            drafted = self._graphs.chain(cache, chunks, count, self.num_embeddings - 1)
+        if drafted is not None:
+            for chunk in chunks:
+                chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree) + count - 1
+        return drafted
 
     def _passed(self, cache: PagedKVCache, given: Inputs) -> Passed:
         if self._graphs is not None:
             self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
-            passed = self._graphs.run(cache, given)
+            passed = self._graphs.run(cache, given, self.feature_layers)
             if passed is not None:
                 is_kept = torch.is_inference_mode_enabled()
                 return passed if is_kept else passed._replace(logits=passed.logits.clone())
