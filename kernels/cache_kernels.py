@@ -1,23 +1,33 @@
 """The cache ops in Triton: new rows to their slots, and rows between slots in all layers by one launch."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layers import Layers
+from .e4m3 import e4m3_of
+from .layers import MAX_MOVES, Layers
 from .order import OPTIONS
 
-MAX_MOVES = 1024  # rows of a group, which one program holds in registers
 ELEMENTS = 4096  # entries a program of `move_rows` holds at once
 UNITS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
 
 
-def kv_write(pool_keys: Tensor, pool_values: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+def kv_write(
+    pool_keys: Tensor,
+    pool_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    scales: Tensor | None = None,
+) -> None:
     """See `reference_cache.kv_write`; any strides but for the pools, whose rows are contiguous."""
     num_rows, num_heads, k_dim = keys.shape
     if num_rows == 0:
         return
+    if scales is not None:  # as bytes, for not every GPU has the numbers
+        pool_keys, pool_values = pool_keys.view(torch.uint8), pool_values.view(torch.uint8)
     v_dim = values.shape[2]
     _kv_write_kernel[(num_rows,)](
         pool_keys,
@@ -25,6 +35,7 @@ def kv_write(pool_keys: Tensor, pool_values: Tensor, keys: Tensor, values: Tenso
         keys,
         values,
         slots,
+        scales,
         *keys.stride(),
         *values.stride(),
         HEADS=num_heads,
@@ -33,7 +44,7 @@ def kv_write(pool_keys: Tensor, pool_values: Tensor, keys: Tensor, values: Tenso
         HEADS_BLOCK=triton.next_power_of_2(num_heads),
         K_BLOCK=triton.next_power_of_2(k_dim),
         V_BLOCK=triton.next_power_of_2(v_dim),
-        num_warps=4,
+        num_warps=4 if scales is None else 2,  # so that a thread stores 16 bytes at a time, for 8 heads of 128
         **OPTIONS,
     )
 
@@ -70,6 +81,7 @@ def _kv_write_kernel(
     keys_ptr,
     values_ptr,
     slots_ptr,
+    scales_ptr,  # [2, HEADS], or None
     k_row,
     k_head,
     k_one,
@@ -91,10 +103,14 @@ def _kv_write_kernel(
         k_dims = tl.arange(0, K_BLOCK)[None, :]
         mask = (heads < HEADS) & (k_dims < K_DIM)
         keys = tl.load(keys_ptr + row * k_row + heads * k_head + k_dims * k_one, mask=mask, other=0)
+        if scales_ptr is not None:
+            keys = e4m3_of(keys, tl.load(scales_ptr + heads, mask=heads < HEADS, other=1.0))
         tl.store(pool_keys_ptr + slot * (HEADS * K_DIM) + heads * K_DIM + k_dims, keys, mask=mask)
         v_dims = tl.arange(0, V_BLOCK)[None, :]
         mask = (heads < HEADS) & (v_dims < V_DIM)
         values = tl.load(values_ptr + row * v_row + heads * v_head + v_dims * v_one, mask=mask, other=0)
+        if scales_ptr is not None:
+            values = e4m3_of(values, tl.load(scales_ptr + HEADS + heads, mask=heads < HEADS, other=1.0))
         tl.store(pool_values_ptr + slot * (HEADS * V_DIM) + heads * V_DIM + v_dims, values, mask=mask)
 
 

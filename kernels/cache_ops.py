@@ -4,23 +4,41 @@ from torch import Tensor
 
 from . import reference_cache
 from .bodies import body_of, current
+from .fp8 import E4M3
 from .layers import Layers
 
 
-def kv_write(pool_keys: Tensor, pool_values: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """Store keys and values [T, kv_heads, dim] of one layer in the rows `slots` [T]; see `reference_cache.kv_write`."""
-    for pool, rows in ((pool_keys, keys), (pool_values, values)):
-        if pool.shape[1:] != rows.shape[1:] or pool.dtype != rows.dtype or not pool.is_contiguous():
-            raise ValueError(
-                f"expected {rows.dtype} rows {list(rows.shape[1:])} for a contiguous pool of such rows, got a pool "
-                f"{list(pool.shape)} of {pool.dtype}; the first rows of a layer settle shape and dtype"
-            )
+def kv_write(
+    pool_keys: Tensor,  # [num_slots, kv_heads, k_dim]
+    pool_values: Tensor,  # [num_slots, kv_heads, v_dim]
+    keys: Tensor,  # [T, kv_heads, k_dim]
+    values: Tensor,  # [T, kv_heads, v_dim]
+    slots: Tensor,  # [T]
+    scales: Tensor | None = None,  # [2, kv_heads] float32
+) -> None:
+    """Store keys and values of one layer in the rows `slots` of a pool; see `reference_cache.kv_write`."""
     if body_of(pool_keys) == "reference":
-        return reference_cache.kv_write(pool_keys, pool_values, keys, values, slots)
+        try:
+            return reference_cache.kv_write(pool_keys, pool_values, keys, values, slots, scales)
+        except RuntimeError:  # torch has looked, and looking twice takes time that counts beside a small model
+            _check(pool_keys, keys, scales)
+            _check(pool_values, values, scales)
+            raise
+    _check(pool_keys, keys, scales)
+    _check(pool_values, values, scales)
     from . import cache_kernels
 
     with current(pool_keys):
-        cache_kernels.kv_write(pool_keys, pool_values, keys, values, slots)
+        cache_kernels.kv_write(pool_keys, pool_values, keys, values, slots, scales)
+
+
+def _check(pool: Tensor, rows: Tensor, scales: Tensor | None) -> None:
+    dtype = rows.dtype if scales is None else E4M3
+    if pool.shape[1:] != rows.shape[1:] or pool.dtype != dtype or not pool.is_contiguous():
+        raise ValueError(
+            f"expected {rows.dtype} rows {list(rows.shape[1:])} for a contiguous pool of such rows, got a pool "
+            f"{list(pool.shape)} of {pool.dtype}; the first rows of a layer settle shape and dtype"
+        )
 
 
 def move_rows(layers: Layers, sources: Tensor, targets: Tensor) -> None:

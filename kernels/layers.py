@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .fp8 import E4M3
+
+MAX_MOVES = 1024  # rows of a group, which one program holds in registers
+
 
 class Layers:
     """Tensors of one device whose rows, [num_slots, ...], move together. Made anew when a pool has grown.
@@ -24,7 +28,8 @@ class Layers:
         devices = {tensor.device for tensor in tensors}
         if len(devices) > 1:
             raise ValueError(f"expected tensors of one device, got {sorted(map(str, devices))}; make one set for each")
-        self.tensors = tuple(tensors)  # kept, so that the addresses stay good
+        # Kept, so that the addresses stay good. As bytes where torch has no index operations on a CPU for them.
+        self.tensors = tuple(tensor.view(torch.uint8) if tensor.dtype == E4M3 else tensor for tensor in tensors)
         addresses = [tensor.data_ptr() for tensor in tensors]
         row_bytes = [tensor[0].nbytes for tensor in tensors]
         common = math.gcd(16, *row_bytes, *addresses)
@@ -32,4 +37,6 @@ class Layers:
         self.unit = min(common, 8)  # bytes moved at a time
         units = [size // self.unit for size in row_bytes]
         self.max_units = max(units)
-        self.table = torch.tensor([addresses, units], device=tensors[0].device)  # [2, num_tensors] int64
+        device = tensors[0].device
+        table = torch.tensor([addresses, units], pin_memory=device.type == "cuda")
+        self.table = table.to(device, non_blocking=True)  # [2, num_tensors] int64

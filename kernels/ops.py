@@ -49,6 +49,7 @@ def tree_attention(
     rows: PackedRows,
     scoring: Scoring,
     sinks: Tensor | None = None,  # [heads]
+    scales: Tensor | None = None,  # [2, kv_heads] float32, of keys and values in e4m3
 ) -> Tensor:  # [1, T, heads, v_dim]
     """Attention of each packed row over its request's prefix and its own ancestors; see `reference.tree_attention`."""
     if query.shape[2] != rows.num_rows or query.shape[1] % keys.shape[1] or query.shape[3] != keys.shape[2]:
@@ -58,8 +59,8 @@ def tree_attention(
         )
     if body_of(query) == "reference":
         if isinstance(rows, StaticRows):
-            return reference_static.tree_attention(query, keys, values, rows, scoring, sinks)
-        return reference.tree_attention(query, keys, values, rows, scoring, sinks)
+            return reference_static.tree_attention(query, keys, values, rows, scoring, sinks, scales)
+        return reference.tree_attention(query, keys, values, rows, scoring, sinks, scales)
     from . import tree_attention as triton_body  # not needed, and maybe not there, where the reference runs
 
-    return triton_body.tree_attention(query, keys, values, rows, scoring, sinks)
+    return triton_body.tree_attention(query, keys, values, rows, scoring, sinks, scales)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fp8 import E4M3, by_head, rows_at
 from .rows import Group, PackedRows, Scoring, View
 
 # Query heads that share a key head become rows of one matrix from so many keys on (CPU: fewer keys are faster with
@@ -103,6 +104,7 @@ def tree_attention(
     rows: PackedRows,  # whose T rows these are, where their keys lie, who sees what
     scoring: Scoring,
     sinks: Tensor | None = None,  # [heads]: score of a key without a value
+    scales: Tensor | None = None,  # [2, kv_heads] float32: what keys and values in e4m3 are to be multiplied by
 ) -> Tensor:  # [1, T, heads, v_dim]
     """Attention of each row over its request's prefix and its own ancestors.
 
@@ -115,6 +117,9 @@ def tree_attention(
         >>> output.flatten().round(decimals=3).tolist()  # means of what each node sees
         [4.5, 6.0, 7.0]
     """
+    if scales is not None:
+        query = by_head(query.transpose(1, 2), scales[0]).transpose(1, 2)
+        return by_head(tree_attention(query, keys, values, rows, scoring, sinks), scales[1])
     if len(rows.groups) == 1:
         return _attend(query, keys, values, rows.groups[0], scoring, sinks)
     output = query.new_empty(1, query.shape[2], query.shape[1], values.shape[2])
@@ -133,7 +138,7 @@ def _attend(
     repeats = num_heads // kv_heads
     folded = repeats if not is_plain or _folds(group, query) else 1
     view = group.view(scoring.window, scoring.chunk, query, folded, folded == 1 and is_plain)
-    query, key, value = _queries(query, group), _visible(keys, view), _visible(values, view)
+    query, key, value = _queries(query, group), *(_visible(pool, view, query.dtype) for pool in (keys, values))
     if folded > 1:  # head h reads key head h // repeats, so `repeats` heads in a row share one
         query = query.reshape(-1, kv_heads, repeats * num_rows, query.shape[3])
     if not is_plain:
@@ -173,14 +178,15 @@ def _queries(query: Tensor, group: Group) -> Tensor:  # [1, heads, T, dim] -> [B
     return rows.reshape(-1, group.num_rows, *rows.shape[2:]).transpose(1, 2)
 
 
-def _visible(pool: Tensor, view: View) -> Tensor:  # [num_slots, kv_heads, dim] -> [B, kv_heads, S, dim]
-    """The keys or values that a view looks at; not copied where they lie one after the other."""
+def _visible(pool: Tensor, view: View, dtype: torch.dtype) -> Tensor:  # [num_slots, kv_heads, dim] -> [B, .., S, dim]
+    """The keys or values that a view looks at; not copied where they lie one after the other and need no conversion."""
     if view.slots is not None:
-        rows = pool.index_select(0, view.slots)
-        return rows.view(-1, view.num_keys, *pool.shape[1:]).transpose(1, 2)
-    slot, head, one = pool.stride()
-    shape = (1, pool.shape[1], view.num_keys, pool.shape[2])
-    return pool.as_strided(shape, (slot, head, slot, one), pool.storage_offset() + view.first_slot * slot)
+        rows = rows_at(pool, view.slots).view(-1, view.num_keys, *pool.shape[1:]).transpose(1, 2)
+    else:
+        slot, head, one = pool.stride()
+        shape = (1, pool.shape[1], view.num_keys, pool.shape[2])
+        rows = pool.as_strided(shape, (slot, head, slot, one), pool.storage_offset() + view.first_slot * slot)
+    return rows.to(dtype) if pool.dtype is E4M3 else rows
 
 
 def _scored(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .fp8 import by_head, rows_at
 from .rows import Scoring
 from .tree_tables import StaticRows, Tables, tables_of
 
@@ -32,6 +33,7 @@ def tree_attention(
     rows: StaticRows,
     scoring: Scoring,
     sinks: Tensor | None = None,  # [heads]
+    scales: Tensor | None = None,  # [2, kv_heads] float32
 ) -> Tensor:  # [1, T, heads, v_dim]
     """As `reference.tree_attention`; zeros for rows that are padding."""
     (_, heads, num_rows, k_dim), (_, kv_heads, v_dim) = query.shape, values.shape
@@ -45,7 +47,8 @@ def tree_attention(
     slots = tables.pages.long()[:, index // bounds.page] + index % bounds.page  # [requests, S]
     is_key = (index < strips.stop) & (strips.size > 0)
     slots = torch.where(is_key, slots[strips.request[:, 0]], 0)
-    key, value = (_gathered(pool, slots, is_key) for pool in (keys, values))
+    pools = zip((keys, values), (None, None) if scales is None else scales, strict=True)
+    key, value = (_gathered(pool, scale, slots, is_key, query.dtype) for pool, scale in pools)
     own = query[0].transpose(0, 1)[torch.where(is_row, packed, 0)]  # [strips, N, heads, k_dim]
     own = own.unflatten(2, (kv_heads, heads // kv_heads))
     scores = torch.einsum("bnkgd,bskd->bkgns", own, key).to(torch.promote_types(query.dtype, torch.float32))
@@ -100,6 +103,11 @@ def _depths(strips: _Strips, tables: Tables, node: Tensor) -> Tensor:  # [strips
     return tables.depths.long()[line]
 
 
-def _gathered(pool: Tensor, slots: Tensor, is_key: Tensor) -> Tensor:  # [strips, S, kv_heads, dim]
+def _gathered(
+    pool: Tensor, scale: Tensor | None, slots: Tensor, is_key: Tensor, dtype: torch.dtype
+) -> Tensor:  # [strips, S, kv_heads, dim]
     """Rows of a pool, and zeros where there is none: what lies there may be NaN."""
-    return torch.where(is_key[:, :, None, None], pool[slots], 0)
+    rows = rows_at(pool, slots.flatten()).view(*slots.shape, *pool.shape[1:])
+    if scale is not None:
+        rows = by_head(rows.to(dtype), scale)
+    return torch.where(is_key[:, :, None, None], rows, 0)

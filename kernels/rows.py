@@ -29,6 +29,7 @@ class RequestRows(NamedTuple):
                               | prefix        | nodes in the pool | nodes computed (queries) |
 
     A row before `start` has its index as position, a node has `start + depth`; so no position exceeds the row's index.
+    A node sees its ancestors and itself. Those of a mutual chain, a block that is drafted at once, all see each other.
     """
 
     start: int
@@ -39,6 +40,7 @@ class RequestRows(NamedTuple):
     first_slot: int | None  # slot of row 0 if all rows lie one after the other
     slots: Tensor | None  # [stop] int64 or more on the CPU otherwise
     page_size: int = 1  # of these slots so many, from row 0 on, lie one after the other
+    is_mutual: bool = False  # of a chain with parents and depths: its nodes see those behind them, too
 
     @property
     def stop(self) -> int:
@@ -63,6 +65,8 @@ class RequestRows(NamedTuple):
 
     def branches(self) -> tuple[int, Tensor]:  # (row, [num_rows - row, n])
         """The first computed row behind the straight part, and what is added to the scores of nodes from there on."""
+        if self.is_mutual:
+            return 0, torch.zeros(self.num_rows, self.num_nodes)
         straight, parents = self.num_straight(), self.parents
         assert parents is not None
         rows: list[list[float]] = []  # by node behind the straight part
@@ -156,6 +160,8 @@ class Group:
             first_slot = request.first_slot + low
         else:
             slots = self._slots(lows).to(like.device)
+        if len(self.requests) == 1 and request.is_mutual and window is None and chunk is None:
+            return View(first_slot, num_keys, slots, None, False)
         if len(self.requests) == 1 and request.parents is None and window is None and chunk is None:
             if request.num_rows == 1 or (may_be_causal and request.num_rows == request.stop):
                 return View(first_slot, num_keys, slots, None, request.num_rows > 1)

@@ -1,17 +1,21 @@
 """`tree_attention` in Triton: one wave of equal shares of the keys; rows and heads that share keys are one block."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .bodies import DTYPES, current
+from .e4m3 import scaled
+from .fp8 import E4M3
 from .rows import PackedRows, Scoring
 from .tree_columns import COUNT, ITEM, NODE, REQUEST, ROW, SEEN, START, STOP, STRIP, TREE
-from .tree_plan import OPTIONS, Kind, Plan, lower_bounds, plan_of
-from .tree_steps import ancestors, fold, load_rows, store_means, sunk
+from .tree_plan import OPTIONS, Kind, Plan, facts_of, lower_bounds, plan_of
+from .tree_steps import ancestors, fold, load_queries, load_rows, store_means, sunk
 
 MAX_DIM = 256
+E4M3_CAPABILITY = 89  # of GPUs with instructions for e4m3; elsewhere its bytes are taken apart
 MERGED_NUMBERS, MERGED_SPLITS = 512, 16  # of one program of the merge: numbers per item, items at once
 
 
@@ -22,23 +26,23 @@ def tree_attention(
     rows: PackedRows,
     scoring: Scoring,
     sinks: Tensor | None = None,  # [heads]
+    scales: Tensor | None = None,  # [2, kv_heads] float32, of keys and values in e4m3
 ) -> Tensor:  # [1, T, heads, v_dim]
-    """Attention of each row over its request's prefix and its own ancestors; see `reference.tree_attention`.
-
-    Nothing is waited for: grids depend on the number of rows and requests, lengths are read by the kernels.
+    """See `reference.tree_attention`. Nothing is waited for: grids depend on the number of rows and requests, lengths
+    are read by the kernels.
 
     Raises:
         ValueError: the kernels know no such shapes, or no such numbers.
     """
-    _check(query, keys, values, scoring)
+    _check(query, keys, values, scoring, scales)
     with current(query):
-        return _launched(query, keys, values, rows, scoring, sinks)
+        return _launched(query, keys, values, rows, scoring, sinks, scales)
 
 
-def _check(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> None:
-    expected = None
-    if query.dtype not in DTYPES or not query.dtype == keys.dtype == values.dtype:
-        expected = "queries, keys and values of float16, bfloat16 or float32, all the same"
+def _check(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring, scales: Tensor | None) -> None:
+    expected, dtype = None, query.dtype if scales is None else E4M3
+    if query.dtype not in DTYPES or not dtype == keys.dtype == values.dtype:
+        expected = "queries, keys and values of float16, bfloat16 or float32, all the same but for e4m3 with scales"
         got = f"{query.dtype}, {keys.dtype} and {values.dtype}"
     elif max(keys.shape[2], values.shape[2]) > MAX_DIM:
         expected, got = f"heads of up to {MAX_DIM} numbers", f"keys of {keys.shape[2]} and values of {values.shape[2]}"
@@ -51,7 +55,13 @@ def _check(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Non
 
 
 def _launched(
-    query: Tensor, keys: Tensor, values: Tensor, rows: PackedRows, scoring: Scoring, sinks: Tensor | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: PackedRows,
+    scoring: Scoring,
+    sinks: Tensor | None,
+    scales: Tensor | None,
 ) -> Tensor:
     (_, heads, num_rows, k_dim), (_, kv_heads, v_dim) = query.shape, values.shape
     output = query.new_empty(1, num_rows, heads, v_dim)
@@ -62,7 +72,9 @@ def _launched(
     group, padded_dim, itemsize = heads // kv_heads, _padded(max(k_dim, v_dim)), query.dtype.itemsize
     kind = Kind(group, kv_heads, padded_dim, itemsize, scoring.window, scoring.chunk, query.device)
     plan = plan_of(rows, kind)
-    _attend(query, keys, values, output, plan, scoring, sinks)
+    if scales is not None and facts_of(query.device)[1] < E4M3_CAPABILITY:
+        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
+    _attend(query, keys, values, output, plan, scoring, sinks, scales)
     if plan.cuts.shape[0]:
         _merge(output, plan, sinks)
     return output
@@ -81,8 +93,9 @@ def _attend(
     plan: Plan,
     scoring: Scoring,
     sinks: Tensor | None,
+    scales: Tensor | None,
 ) -> None:
-    shape, tables, k_dim = plan.shape, plan.tables, keys.shape[2]
+    shape, k_dim = plan.shape, keys.shape[2]
     _attention_kernel[(plan.num_chunks * plan.kind.kv_heads * shape.num_blocks,)](
         query,
         keys,
@@ -92,11 +105,9 @@ def _attend(
         plan.totals,
         plan.chunks,
         plan.items,
-        tables.strips,
-        tables.pages,
-        tables.words,
-        tables.depths,
+        *plan.tables,
         sinks,
+        scales,
         query.stride(2),
         query.stride(1),
         plan.bounds.num_pages,
@@ -150,11 +161,12 @@ def _attention_kernel(
     totals,  # [places, KV_HEADS, num_blocks, BLOCK_M] float32: base-2 logarithm of the sum of exponentials
     chunks,
     items,
-    strips,
-    pages,
     words,
     depths,
+    strips,
+    pages,
     sinks,  # [heads], or None
+    scales,  # [2, KV_HEADS] of keys and values in e4m3, or None
     query_row,
     query_head,
     num_pages,
@@ -180,7 +192,7 @@ def _attention_kernel(
     chunk = chunks + tl.program_id(0) // (num_blocks * KV_HEADS)
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row, head = m // GROUP, kv_head * GROUP + m % GROUP
-    kd = tl.arange(0, K_PADDED)
+    scale = scaled(scale, keys, scales, kv_head)
     TAIL: tl.constexpr = 64 if TILE > 64 else TILE
     j, jt = tl.arange(0, TILE), tl.arange(0, TAIL)
     for number in tl.range(tl.load(chunk), tl.load(chunk + 1), num_stages=1, disable_licm=True):
@@ -193,8 +205,7 @@ def _attention_kernel(
             start, stop, full = tl.load(strip + START), tl.load(strip + STOP), tl.load(strip + SEEN) // TILE
             node, tree = tl.load(strip + NODE) + row, tl.load(strip + TREE)
             packed = (tl.load(strip + ROW) + row).to(tl.int64)
-            q = query + (packed * query_row + head.to(tl.int64) * query_head)[:, None] + kd[None, :]
-            q = tl.load(q, mask=is_row[:, None] & (kd < K_DIM)[None, :], other=0.0)
+            q = load_queries(query, packed * query_row + head.to(tl.int64) * query_head, is_row, K_DIM, K_PADDED)
             top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
             total, mixed = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M, V_PADDED), tl.float32)
             is_noded, line = m < tl.where(tree >= 0, size, 0), tree.to(tl.int64) + node
@@ -234,9 +245,9 @@ def _attention_kernel(
                 v = load_rows(values, slots, is_key, kv_head, KV_HEADS, V_DIM, V_PADDED)
                 top, total, mixed = fold(q, k, v, keep, top, total, mixed, scale, cap)
 
+            mixed = scaled(mixed, values, scales, KV_HEADS + kv_head)
             if place < 0:
-                if sinks is not None:
-                    top, total, mixed = sunk(tl.load(sinks + head, mask=is_row, other=0.0), top, total, mixed)
+                top, total, mixed = sunk(sinks, head, is_row, top, total, mixed)
                 store_means(output, packed * (KV_HEADS * GROUP) + head, mixed, total, is_row, V_DIM, V_PADDED)
             else:  # a row may have seen nothing of the share: then its top is -inf
                 at = ((place * KV_HEADS + kv_head) * num_blocks + block).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -284,7 +295,6 @@ def _merge_kernel(
             total = total * decay + tl.sum(weight, 0)
             mixed = mixed * decay[:, None] + tl.sum(mix * weight[:, :, None], 0)
             top = new_top
-        if sinks is not None:
-            top, total, mixed = sunk(tl.load(sinks + head, mask=is_row, other=0.0), top, total, mixed)
+        top, total, mixed = sunk(sinks, head, is_row, top, total, mixed)
         packed = (tl.load(strip + ROW) + m // GROUP).to(tl.int64)
         store_means(output, packed * (KV_HEADS * GROUP) + head, mixed, total, is_row, V_DIM, V_PADDED)

@@ -4,7 +4,16 @@
 import triton
 import triton.language as tl
 
+from .e4m3 import numbers
+
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_queries(query, lines, is_row, DIM: tl.constexpr, PADDED: tl.constexpr):
+    """Queries [M, PADDED] that begin at `lines`; zeros where there is none."""
+    d = tl.arange(0, PADDED)
+    return tl.load(query + lines[:, None] + d[None, :], mask=is_row[:, None] & (d < DIM)[None, :], other=0.0)
 
 
 @triton.jit
@@ -22,6 +31,7 @@ def load_rows(pool, slots, is_key, head, HEADS: tl.constexpr, DIM: tl.constexpr,
 @triton.jit
 def fold(q, k, v, keep, top, total, mixed, scale, cap):
     """One step of online softmax (Milakov and Gimelshein, 1805.02867) in base 2. q [M, K], k [N, K], v [N, V]."""
+    k, v = numbers(k, q.dtype), numbers(v, q.dtype)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     factor = scale * LOG2E
     if cap is not None:  # cap * tanh(score / cap), finite for every score
@@ -40,12 +50,14 @@ def fold(q, k, v, keep, top, total, mixed, scale, cap):
 
 
 @triton.jit
-def sunk(sink, top, total, mixed):
-    """The same with one more key, whose score is the sink and whose value is zero."""
-    sink = sink.to(tl.float32) * LOG2E
-    new_top = tl.maximum(top, sink)
-    decay = tl.exp2(top - new_top)
-    return new_top, total * decay + tl.exp2(sink - new_top), mixed * decay[:, None]
+def sunk(sinks, head, is_row, top, total, mixed):
+    """The same with one more key, whose score is the sink of the row's head and whose value is zero; if there are."""
+    if sinks is not None:
+        sink = tl.load(sinks + head, mask=is_row, other=0.0).to(tl.float32) * LOG2E
+        new_top = tl.maximum(top, sink)
+        decay = tl.exp2(top - new_top)
+        top, total, mixed = new_top, total * decay + tl.exp2(sink - new_top), mixed * decay[:, None]
+    return top, total, mixed
 
 
 @triton.jit

@@ -222,6 +222,11 @@ def _write_trees(trees: Sequence[RequestRows], words: Tensor, depths: Tensor) ->
     for _ in range(int(all_depths.max()).bit_length()):
         words |= words.index_select(0, jump)
         jump = jump.index_select(0, jump)
+    last = -1
+    for tree in trees:
+        last += tree.num_nodes
+        if tree.is_mutual:  # its last node sees all of it
+            words[last - tree.num_nodes + 1 : last] = words[last]
 
 
 def _joined(lists: Sequence[Sequence[int]]) -> Tensor:  # [sum of lengths] int64

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from .chunk import Packed
 from .kernels import ops
 from .kernels.rows import Scoring
-from .pool import KVPool
+from .pool import KVPool, Stored
 
 # No "flash", "/" or ":" in it, nor "paged|" before it: transformers reads these as something else.
 NAME = "specdec_tree"
@@ -56,12 +56,12 @@ class AttentionStep:
     Layers that share K and V are recognised in a model's first forward, where they are handed the very same tensors.
     """
 
-    __slots__ = ("_calls", "_is_first", "_packed", "_pool", "_seen", "plans", "rows")
+    __slots__ = ("_calls", "_is_first", "_packed", "_pool", "_seen", "_slots", "plans", "rows")
 
     def __init__(self, pool: KVPool, packed: Packed, plans: dict[Call, LayerPlan]) -> None:
         self.rows = packed.rows
         self.plans = plans  # of all calls so far; empty in the first forward of a model
-        self._pool, self._packed = pool, packed
+        self._pool, self._packed, self._slots = pool, packed, packed.slots
         self._is_first = not plans
         self._calls: dict[nn.Module, int] = {}  # how often each module was called: some run several times per forward
         # K and V by identity; kept alive, since Python gives the identity of a dead object anew.
@@ -80,25 +80,27 @@ class AttentionStep:
                 self._seen.setdefault((id(key), id(value)), (plan, key, value))
         return plan
 
-    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The storage of a layer, [num_slots, kv_heads, dim] twice, after the new rows were written to it."""
-        slots, first = self._packed.slots, self._packed.write_slot
-        if first is not None:
+    def store(self, layer: int, key: Tensor, value: Tensor) -> Stored:
+        """The storage of a layer after the new rows were written to it."""
+        first = self._packed.write_slot
+        if first is not None and self._slots is None:
             try:
-                keys, values = self.storage(layer)
+                stored = self._pool.stored(layer)
             except KeyError:  # the layer's first rows
-                slots = torch.arange(first, first + key.shape[2])
+                pass
             else:
-                _overwrite(keys, first, key)
-                _overwrite(values, first, value)
-                return keys, values
-        assert slots is not None
-        self._pool.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), slots)
-        return self.storage(layer)
+                if stored.scales is None:
+                    _overwrite(stored.keys, first, key)
+                    _overwrite(stored.values, first, value)
+                    return stored
+            self._slots = torch.arange(first, first + key.shape[2])
+        assert self._slots is not None
+        self._pool.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), self._slots)
+        return self._pool.stored(layer)
 
-    def storage(self, layer: int) -> tuple[Tensor, Tensor]:
-        """All slots of a layer."""
-        return self._pool.view(layer, 0, self._pool.num_slots)
+    def storage(self, layer: int) -> Stored:
+        """All rows of a layer."""
+        return self._pool.stored(layer)
 
 
 def attend(
@@ -112,8 +114,9 @@ def attend(
     """The attention output [1, T, heads, v_dim] of one layer, as transformers calls for it."""
     step: AttentionStep = options.get("specdec_step") or running_now.get().step
     plan = step.plan(module, key, value, options)
-    keys, values = step.store(plan.key, key, value) if plan.is_writer else step.storage(plan.key)
-    return ops.tree_attention(query, keys, values, step.rows, plan.scoring, options.get("s_aux")), None
+    stored = step.store(plan.key, key, value) if plan.is_writer else step.storage(plan.key)
+    keys, values, scales = stored[:3]
+    return ops.tree_attention(query, keys, values, step.rows, plan.scoring, options.get("s_aux"), scales), None
 
 
 # And no mask functions of these names: then transformers makes no mask.

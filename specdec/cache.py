@@ -15,30 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .pages import PageAllocator, PrefixIndex, num_consecutive, num_in_place
-from .pool import KVPool, pages_that_fit
+from .pages import CacheFull, PageAllocator, PrefixIndex, num_consecutive, num_in_place, shared_fill
+from .pool import KVPool, kept_as, pages_that_fit
+
+__all__ = ["CacheFull", "PageTable", "PagedKVCache"]  # the first is made in pages.py
 
 TARGET = "target"  # the pool whose rows the prefix index vouches for
 FIRST_PAGES = 64
-
-
-class CacheFull(RuntimeError):
-    """Raised when a request wants more pages than there are; the cache is as it was before the call.
-
-    Example:
-        >>> print(CacheFull(5, 2))
-        expected 5 free cache pages, got 2; raise max_pages or memory_fraction, or run fewer or shorter requests at once
-    """
-
-    def __init__(self, pages_wanted: int, pages_free: int) -> None:
-        super().__init__(pages_wanted, pages_free)
-        self.pages_wanted, self.pages_free = pages_wanted, pages_free
-
-    def __str__(self) -> str:
-        return (
-            f"expected {self.pages_wanted} free cache pages, got {self.pages_free}; "
-            f"raise max_pages or memory_fraction, or run fewer or shorter requests at once"
-        )
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +47,10 @@ class PagedKVCache:
         page_size: rows per page. Requests share whole pages only.
         max_pages: most pages there may ever be; None to go by memory.
         memory_fraction: the share of free memory that the pools may take.
+        kv_cache_dtype: "auto" keeps rows as the models give them. "fp8" or "fp8_e4m3" rounds them to eight bits, in all
+            pools: the text is another one than with "auto", and still the same with and without a drafter, as far as
+            two passes give the same numbers, whose last bits may decide which way a row is rounded. Scales are 1.0
+            unless set before the first rows, see `KVPool.set_scales` and `calibration.calibrate`.
 
     Example:
         >>> cache = PagedKVCache(page_size=4, max_pages=8)
@@ -77,13 +64,20 @@ class PagedKVCache:
         >>> cache.close(table)
     """
 
-    def __init__(self, page_size: int = 16, max_pages: int | None = None, memory_fraction: float = 0.7) -> None:
+    def __init__(
+        self,
+        page_size: int = 16,
+        max_pages: int | None = None,
+        memory_fraction: float = 0.7,
+        kv_cache_dtype: str = "auto",
+    ) -> None:
         if page_size < 1 or (max_pages is not None and max_pages < 1) or not 0 < memory_fraction <= 1:
             raise ValueError(
                 f"expected page_size and max_pages of at least 1 and memory_fraction in (0, 1], "
                 f"got {page_size}, {max_pages} and {memory_fraction}"
             )
         self.page_size, self._max_pages, self._memory_fraction = page_size, max_pages, memory_fraction
+        self._kept_as = kept_as(kv_cache_dtype)
         self._offsets = torch.arange(page_size)
         self._pools: dict[str, KVPool] = {}
         self._tables: set[PageTable] = set()
@@ -103,15 +97,14 @@ class PagedKVCache:
     def pool(self, name: str) -> KVPool:
         """The pool of this name, made when first asked for."""
         if name not in self._pools:
-            self._pools[name] = KVPool(name, self.num_pages * self.page_size)
+            self._pools[name] = KVPool(name, self.num_pages * self.page_size, self._kept_as)
         return self._pools[name]
 
     def open(self, tokens: Sequence[int] = ()) -> PageTable:
         """The table of a new request; it starts with the whole pages that open tables hold of a prefix of `tokens`.
 
-        The last token is never among them: it has to be run to know what follows. Only the target pool counts as
-        filled. Another pool catches up from row 0 and so writes into shared pages, rows that other tables may have
-        filled: harmless, since a row is a function of the tokens up to it and those are equal, so it is the same row.
+        The last token is never among them: it has to be run to know what follows. A pool that has yet to fill those
+        pages writes into them though they are shared: a row is a function of the tokens up to it, so it is the same.
         """
         table, size = PageTable(), self.page_size
         for start in range(0, (len(tokens) - 1) // size * size, size):
@@ -124,6 +117,7 @@ class PagedKVCache:
             self._append(table, found[1])
         table.length = len(table.pages) * size
         table.tokens = list(tokens[: table.length])
+        table.filled = shared_fill(table.pages, self._tables, size)
         table.filled[TARGET] = table.length
         self._tables.add(table)
         return table
@@ -155,9 +149,8 @@ class PagedKVCache:
         """Where rows start .. stop - 1 lie in every pool."""
         size = self.page_size
         assert 0 <= start <= stop <= len(table.pages) * size, f"rows {start} to {stop} were not staged"
-        if stop <= table.num_consecutive * size:
-            first = table.pages[0] * size if table.pages else 0
-            return torch.arange(first + start, first + stop)
+        if (begin := self.contiguous_start(table, stop)) is not None:
+            return torch.arange(begin + start, begin + stop)
         skipped = start // size
         pages = table.pages[skipped : -(-stop // size)]
         if len(pages) == num_consecutive(pages):
@@ -195,8 +188,7 @@ class PagedKVCache:
             self._gather(table, path, num_still, pool)
         for name, rows in table.filled.items():
             num_valid = num_kept if is_moved and name == pool else num_still
-            if rows > start + num_valid:
-                table.filled[name] = start + num_valid
+            table.filled[name] = min(rows, start + num_valid)
         table.length += num_kept
         table.tokens += tokens
         self._index(table)

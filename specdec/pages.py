@@ -1,11 +1,31 @@
 """Bookkeeping of pages for the cache: who holds how many, which is next, and what the whole ones contain."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import count, pairwise
+from itertools import count, pairwise, takewhile
+from typing import Protocol
 
 PrefixKey = tuple[int, tuple[int, ...]]  # (serial of the page before, 0 for none; tokens of the page)
+
+
+class CacheFull(RuntimeError):
+    """Raised when a request wants more pages than there are; the cache is as it was before the call.
+
+    Example:
+        >>> print(CacheFull(5, 2))
+        expected 5 free cache pages, got 2; raise max_pages or memory_fraction, or run fewer or shorter requests at once
+    """
+
+    def __init__(self, pages_wanted: int, pages_free: int) -> None:
+        super().__init__(pages_wanted, pages_free)
+        self.pages_wanted, self.pages_free = pages_wanted, pages_free
+
+    def __str__(self) -> str:
+        return (
+            f"expected {self.pages_wanted} free cache pages, got {self.pages_free}; "
+            f"raise max_pages or memory_fraction, or run fewer or shorter requests at once"
+        )
 
 
 class PrefixIndex:
@@ -121,3 +141,28 @@ def num_in_place(path: Sequence[int]) -> int:
     if any(node <= before for before, node in pairwise((0, *path))):
         raise ValueError(f"expected ascending nodes from 1, got {list(path)[:8]}; list the path from root to leaf")
     return 1 + next((i for i, node in enumerate(path) if node != i + 1), len(path))
+
+
+class Holder(Protocol):
+    """Who holds pages, and how many leading rows of them each pool has filled."""
+
+    pages: list[int]
+    filled: Counter[str]
+
+
+def shared_fill(pages: Sequence[int], others: Iterable[Holder], page_size: int) -> Counter[str]:
+    """How many leading rows each pool has filled of these pages, which only those know who begin with the same ones.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> other = SimpleNamespace(pages=[3, 4, 9], filled=Counter(target=40, draft=21))
+        >>> shared_fill([3, 4], [other], page_size=16)
+        Counter({'target': 32, 'draft': 21})
+    """
+    filled: Counter[str] = Counter()
+    for other in others if pages else ():
+        pairs = zip(pages, other.pages, strict=False)
+        num_rows = page_size * sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        for pool, rows in other.filled.items():
+            filled[pool] = max(filled[pool], min(rows, num_rows))
+    return filled

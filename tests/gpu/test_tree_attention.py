@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from specdec.kernels import ops
+from specdec.kernels import ops, tree_attention
 from specdec.kernels.rows import Scoring
 from specdec.kernels.tree_tables import Bucket, StaticRows
 from tests.toys.device import batch_on, captured, poisoned, unwaited
@@ -56,6 +56,18 @@ def test_ragged_batches(dtype, name):
     scoring, has_sinks = SCORINGS[name]
     rng = random.Random(0)
     check(batch_on(DEVICE, ragged(rng), Shape(**LLAMA, dtype=dtype), scoring, rng, has_sinks))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("by_integers", [False, True], ids=["converted", "by integers"])
+def test_keys_and_values_of_eight_bits(monkeypatch, dtype, name, by_integers):
+    """By the GPU's own conversion, if it has one, and as on GPUs that have none."""
+    if by_integers:
+        monkeypatch.setattr(tree_attention, "E4M3_CAPABILITY", 1000)
+    scoring, has_sinks = SCORINGS[name]
+    rng = random.Random(4)
+    check(batch_on(DEVICE, ragged(rng), Shape(**LLAMA, dtype=dtype), scoring, rng, has_sinks).in_eight_bits())
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 4, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64])
@@ -126,7 +138,8 @@ def test_nothing_waits_for_the_device():
         ops.tree_attention(*case.again())
 
 
-def test_a_captured_forward_serves_other_lengths_trees_and_pages():
+@pytest.mark.parametrize("in_fp8", [False, True], ids=["bfloat16", "fp8"])
+def test_a_captured_forward_serves_other_lengths_trees_and_pages(in_fp8):
     """Planner, attention and merge as one graph: what changes lies in tables on the device, which are overwritten."""
     rng = random.Random(3)
     variants = [
@@ -148,10 +161,12 @@ def test_a_captured_forward_serves_other_lengths_trees_and_pages():
         )
         for sizes, prefixes in variants
     ]
+    cases = [case.in_eight_bits(seed) if in_fp8 else case for seed, case in enumerate(cases)]
     wanted = [ops.tree_attention(*case.again()) for case in cases]
     rows = StaticRows(Bucket(sum(SIZES) + 5, len(SIZES) + 2, max(SIZES), max(PREFIXES) // 16 + 8, 16))
     first = cases[0]
-    copies = {name: getattr(first, name).clone() for name in ("keys", "values", "sinks")}
+    names = ("keys", "values", "sinks", "scales") if in_fp8 else ("keys", "values", "sinks")
+    copies = {name: getattr(first, name).clone() for name in names}
     query = first.query.new_full((1, LLAMA["heads"], rows.num_rows, LLAMA["k_dim"]), torch.nan)
     fixed = first._replace(query=query, rows=rows, **copies)
 
@@ -163,7 +178,7 @@ def test_a_captured_forward_serves_other_lengths_trees_and_pages():
     replay, output = captured(attend)
     for case, eager in [*zip(cases, wanted, strict=True), (first, wanted[0])]:
         rows.load(case.rows.requests)
-        for name in ("keys", "values", "sinks"):
+        for name in names:
             getattr(fixed, name).copy_(getattr(case, name))
         num_rows = case.rows.num_rows
         query[:, :, :num_rows].copy_(case.query)

@@ -35,15 +35,17 @@ def padded(query, num_rows):
     return torch.nn.functional.pad(query, (0, 0, 0, num_rows - query.shape[2]), value=torch.nan)
 
 
+@pytest.mark.parametrize("in_fp8", [False, True], ids=["wide", "fp8"])
 @pytest.mark.parametrize("name", SCORINGS)
-def test_each_load_serves_another_batch(name):
+def test_each_load_serves_another_batch(name, in_fp8):
     scoring, has_sinks = SCORINGS[name]
     rng, rows = random.Random(3), StaticRows(BUCKET)
     for _ in range(25):
         case = batch_of(ragged(rng), Shape(dtype=torch.float64), scoring, rng, has_sinks)
+        case = case.in_eight_bits() if in_fp8 else case
         rows.load(case.rows.requests)
         query = padded(case.query, BUCKET.num_rows)
-        got = ops.tree_attention(query, case.keys, case.values, rows, scoring, case.sinks)
+        got = ops.tree_attention(query, case.keys, case.values, rows, scoring, case.sinks, case.scales)
         assert error_of(got[:, : case.rows.num_rows], case) < ROUNDING
 
 

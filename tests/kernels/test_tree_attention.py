@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.kernels import bodies, ops
+from specdec.kernels.fp8 import E4M3, by_head, quantized
 from specdec.kernels.rows import MAX_PADDED_ROWS, PackedRows, RequestRows, Scoring
 
 ROUNDING = 1e-12  # float64: sums of up to 1000 terms of size 1
@@ -78,8 +79,8 @@ def defined(query, keys, values, requests, scoring, sinks):
     return output[None]
 
 
-def check(requests, taken, generator, scoring=None, heads=(4, 2), dims=(6, 6), has_sinks=False, dtype=torch.float64):
-    scoring = scoring or Scoring(0.5)
+def check(requests, taken, generator, scoring=None, heads=(4, 2), dims=(6, 6), has_sinks=False, in_fp8=False):
+    scoring, dtype = scoring or Scoring(0.5), torch.float64
     num_slots = max(taken) + 3
     keys = torch.full((num_slots, heads[1], dims[0]), math.nan, dtype=dtype)
     values = torch.full((num_slots, heads[1], dims[1]), math.nan, dtype=dtype)
@@ -90,7 +91,12 @@ def check(requests, taken, generator, scoring=None, heads=(4, 2), dims=(6, 6), h
     shape = (1, packed.num_rows, heads[0], dims[0])
     query = torch.randn(shape, generator=generator, dtype=dtype).transpose(1, 2)  # as models hand it over
     sinks = torch.randn(heads[0], generator=generator, dtype=dtype) if has_sinks else None
-    got = ops.tree_attention(query, keys, values, packed, scoring, sinks)
+    pools, scales = (keys, values), None
+    if in_fp8:
+        scales = torch.rand(2, heads[1], generator=generator) + 0.01
+        pools = [quantized(*pair).view(E4M3) for pair in zip(pools, scales, strict=True)]
+        keys, values = (by_head(pool.to(dtype), scale) for pool, scale in zip(pools, scales, strict=True))
+    got = ops.tree_attention(query, *pools, packed, scoring, sinks, scales)
     want = defined(query, keys, values, requests, scoring, sinks)
     assert got.shape == want.shape and got.dtype == dtype
     torch.testing.assert_close(got, want, rtol=0, atol=ROUNDING)
@@ -121,7 +127,7 @@ def test_ragged_batches_of_random_trees(data):
         softcap=draw(st.sampled_from([None, 1.5])),
     )
     heads, dims = draw(st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)])), draw(st.sampled_from([(4, 4), (5, 3)]))
-    check(requests, taken, generator, scoring, heads, dims, draw(st.booleans()))
+    check(requests, taken, generator, scoring, heads, dims, draw(st.booleans()), draw(st.booleans()))
 
 
 @pytest.mark.parametrize("scoring", [Scoring(0.5), Scoring(0.5, window=30), Scoring(0.5, softcap=2.0)])
@@ -130,8 +136,10 @@ def test_many_keys_and_few_rows(scoring, is_contiguous):
     """Over MIN_KEYS_TO_FOLD keys, heads become rows."""
     generator = torch.Generator().manual_seed(3)
     for parents in ([-1], [-1, 0, 1, 2], [-1, 0, 0, 1]):
-        taken = set()
-        check([request_of(230, parents, 0, is_contiguous, generator, taken)], taken, generator, scoring)
+        for in_fp8 in (False, True):
+            taken = set()
+            requests = [request_of(230, parents, 0, is_contiguous, generator, taken)]
+            check(requests, taken, generator, scoring, in_fp8=in_fp8)
 
 
 def test_a_decode_batch_is_one_group_and_a_long_prefill_its_own():

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from specdec.kernels import reference
+from specdec.kernels.fp8 import E4M3, quantized
 from specdec.kernels.rows import PackedRows, RequestRows, Scoring
 
 CONTIGUOUS = 0  # a layout is the number of rows that lie one after the other; 0 for all
@@ -30,10 +31,18 @@ class Batch(NamedTuple):
     rows: PackedRows
     scoring: Scoring
     sinks: torch.Tensor | None
+    scales: torch.Tensor | None = None
 
     def again(self):
         """The same with rows for which nothing was worked out."""
         return self._replace(rows=PackedRows(self.rows.requests))
+
+    def in_eight_bits(self, seed=0):
+        """The same with keys and values in e4m3, NaN where they were, and scales that differ from head to head."""
+        generator = torch.Generator().manual_seed(seed)
+        scales = torch.rand(2, self.keys.shape[1], generator=generator).add(0.02).to(self.keys.device)
+        pools = [quantized(pool, scale).view(E4M3) for pool, scale in zip(self[1:3], scales, strict=True)]
+        return self._replace(keys=pools[0], values=pools[1], scales=scales, rows=PackedRows(self.rows.requests))
 
 
 def chain(size):
@@ -91,6 +100,6 @@ def error_of(got, case):
     requests = [each for each in case.rows.requests if each.num_rows]
     query, keys, values = (tensor.double() for tensor in case[:3])
     sinks = None if case.sinks is None else case.sinks.double()
-    wanted = reference.tree_attention(query, keys, values, PackedRows(requests), case.scoring, sinks)
+    wanted = reference.tree_attention(query, keys, values, PackedRows(requests), case.scoring, sinks, case.scales)
     assert got.shape == wanted.shape and got.dtype == case.query.dtype
     return ((got.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).nan_to_num(math.inf).max().item()

@@ -88,7 +88,7 @@ class CacheMachine(RuleBasedStateMachine):
         common = max((len(os.path.commonprefix([held.tokens, prompt])) for held in self.live), default=0)
         longest = min(common, len(prompt) - 1) // PAGE * PAGE
         assert table.length >= longest, "an open table holds more of this prefix"
-        assert table.length <= len(prompt) - 1 and table.filled["target"] == table.length and not table.filled["draft"]
+        assert table.filled["draft"] <= table.filled["target"] == table.length <= len(prompt) - 1
         held = Held(table, prompt[: table.length])
         self.live.append(held)
         rest = prompt[table.length :]

@@ -15,12 +15,16 @@ SPILLS = r"LDL|STL"
 WIDE_COPY = r"LDGSTS\.E\.BYPASS\.128"  # 16 bytes, around the first-level cache
 
 
-def build(monkeypatch, capability, num_nodes, shape, scoring=None, has_sinks=False, num_requests=2, start=300):
+def build(
+    monkeypatch, capability, num_nodes, shape, scoring=None, has_sinks=False, num_requests=2, start=300, in_fp8=False
+):
     """Plan, attention and merge kernels for trees of so many nodes, and the launch shape."""
     rng = random.Random(0)
     parents = chain(1) if num_nodes == 1 else random_tree(num_nodes, rng)
     case = batch_of([(start, parents, 16, 0)] * num_requests, shape, scoring or Scoring(None), rng, has_sinks)
-    monkeypatch.setattr(tree_plan, "facts_of", lambda device: (PROCESSORS[capability], capability))
+    case = case.in_eight_bits() if in_fp8 else case
+    for module in (tree_plan, tree_attention):
+        monkeypatch.setattr(module, "facts_of", lambda device: (PROCESSORS[capability], capability))
     with building(capability, monkeypatch) as builds:
         tree_attention.tree_attention(*case)
     (plan,) = [plan for plan in case.rows.plans.values() if hasattr(plan, "shape")]
@@ -60,6 +64,31 @@ def test_tiles_are_on_their_way_while_tensor_cores_work(monkeypatch, capability,
     assert attention.shared <= SHARED_BYTES[capability]
     # The planner makes shares for one wave: all programs are there at once.
     assert attention.num_resident >= launch.num_resident
+
+
+@pytest.mark.parametrize("capability", PROCESSORS)
+@pytest.mark.parametrize(
+    ("num_nodes", "shape"),
+    [
+        (1, shape_of(128)),
+        (8, shape_of(128)),
+        (16, shape_of(128, dtype=torch.float16)),
+        (64, shape_of(128)),
+        (32, shape_of(64)),
+        (8, shape_of(256, 8, 4)),
+    ],
+)
+def test_keys_and_values_of_eight_bits_are_on_their_way_too(monkeypatch, capability, num_nodes, shape):
+    """As they lie in the pool: half the bytes, turned into numbers of the queries' dtype on the way to the dots."""
+    (_, wide, _), _ = build(monkeypatch, capability, num_nodes, shape)
+    (_, attention, _), launch = build(monkeypatch, capability, num_nodes, shape, in_fp8=True)
+    loop = attention.tile_loop()
+    assert loop is not None and loop.count(TENSOR_CORES) and loop.count(SPILLS) == 0
+    assert loop.count(ASYNCHRONOUS) < wide.tile_loop().count(ASYNCHRONOUS)
+    assert attention.has(WIDE_COPY) and attention.num_buffers >= 2
+    if capability == 90 and launch.block_m >= 64:
+        assert loop.count("HGMMA")
+    assert attention.shared <= wide.shared and attention.num_resident >= launch.num_resident
 
 
 @pytest.mark.parametrize("capability", PROCESSORS)

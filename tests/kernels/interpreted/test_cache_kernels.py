@@ -4,9 +4,14 @@ import random
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from specdec.kernels import cache_kernels, reference_cache
+from specdec.kernels import bodies, cache_kernels, reference_cache
+from specdec.kernels.e4m3 import HALF_SCALE, e4m3_of, numbers
+from specdec.kernels.fp8 import quantized
 from specdec.kernels.layers import Layers
+from specdec.pool import KVPool
 
 NAN = float("nan")
 
@@ -35,6 +40,80 @@ def test_rows_are_written_to_their_slots_and_nowhere_else(dtype, heads, k_dim, v
     assert same(found[0], wanted[0]) and same(found[1], wanted[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rows_are_written_in_eight_bits(dtype):
+    """Among them what is too large, infinite or no number, and numbers between two others."""
+    scales = torch.tensor([[0.5, 0.013, 3.0], [0.25, 1.0, 7.1]])
+    rows = torch.randn(2, 40, 3, 24) * torch.logspace(-4, 4, 40)[:, None, None]
+    rows[0, :3, 0, 5], rows[1, 9:, 1, 3:6] = torch.tensor([NAN, -torch.inf, torch.inf]), NAN
+    keys, values = rows.to(dtype)
+    wanted = [pool(64, (3, 24), torch.float8_e4m3fn) for _ in range(2)]
+    found = [tensor.clone() for tensor in wanted]
+    slots = torch.randperm(64)[:40]
+    slots[7] = -1
+    reference_cache.kv_write(*wanted, keys, values, slots, scales)
+    cache_kernels.kv_write(*found, keys, values, slots, scales)
+    for one, other in zip(found, wanted, strict=True):
+        is_number = ~one.float().isnan()  # the sign of a NaN is anything
+        assert torch.equal(is_number, ~other.float().isnan()) and same(one.float()[is_number], other.float()[is_number])
+
+
+@pytest.mark.parametrize("kept_as", [None, torch.float8_e4m3fn])
+def test_a_pool_writes_and_moves_by_kernels(monkeypatch, kept_as):
+    """A launch a layer to write, and one for all layers to move; and again after the storage has grown."""
+    pools = [KVPool("target", 20, kept_as) for _ in range(2)]
+    launches = []
+    for name in ("kv_write", "move_rows"):
+        kernel = getattr(cache_kernels, name)
+        monkeypatch.setattr(
+            cache_kernels, name, lambda *given, kernel=kernel: launches.append(kernel) or kernel(*given)
+        )
+    slots, sources, targets = torch.randperm(20)[:9], [3, 5, 7, 9, 12], [2, 3, 5, 9, 19]
+    for body, each in zip(("reference", "triton"), pools, strict=True):
+        monkeypatch.setattr(bodies, "ASKED_FOR", body)
+        generator = torch.Generator().manual_seed(1)
+        for num_slots in (20, 40):
+            each.grow(num_slots)
+            for layer, heads in enumerate((2, 1)):
+                rows = torch.randn(2, 9, heads, 24, generator=generator).bfloat16()
+                each.write(layer, *rows, slots)
+            each.move(sources, targets)
+    for layer in range(2):
+        assert all(same(*pair) for pair in zip(pools[0].stored(layer)[:2], pools[1].stored(layer)[:2], strict=True))
+    assert len(launches) == 2 * (2 + 1)
+
+
+@triton.jit
+def _numbers_kernel(codes, found, dtype: tl.constexpr):
+    places = tl.arange(0, 256)
+    tl.store(found + places, numbers(tl.load(codes + places), dtype))
+
+
+@triton.jit
+def _codes_kernel(given, codes, BLOCK: tl.constexpr):
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(codes + places, e4m3_of(tl.load(given + places), 1.0))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, tl.float16), (torch.float32, tl.float32)])
+def test_every_number_of_eight_bits_is_what_it_is(dtype, name):
+    codes, found = torch.arange(256, dtype=torch.uint8), torch.full((256,), 7.0, dtype=dtype)
+    _numbers_kernel[(1,)](codes, found, name)
+    found = found.float() * HALF_SCALE.value
+    torch.testing.assert_close(found, codes.view(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_every_float16_and_what_lies_between_is_rounded_to_the_nearest():
+    """All float16 with and without a bit more: so each middle of two numbers, and what is next to it."""
+    exact = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    given = torch.cat([(exact.view(torch.int32) + step).view(torch.float32) for step in (-1, 0, 1)])
+    given = given[given.isfinite()]
+    given = given[: len(given) // 1024 * 1024]
+    codes = torch.zeros(len(given), dtype=torch.uint8)
+    _codes_kernel[(len(given) // 1024,)](given, codes, 1024)
+    assert torch.equal(codes, quantized(given[:, None, None], torch.ones(1)).flatten())
+
+
 def test_no_rows_and_only_padding_change_nothing():
     found = pool(4, (1, 8), torch.float32), pool(4, (1, 8), torch.float32)
     for count in (0, 3):
@@ -51,6 +130,7 @@ SHAPES = {
     "layers differ": [((2, 16), torch.float32), ((1, 8), torch.float16), ((4, 4), torch.bfloat16)],
     "odd rows": [((1, 3), torch.float16), ((1, 5), torch.uint8)],
     "wide rows": [((8, 128), torch.float32)],
+    "eight bits": [((2, 24), torch.float8_e4m3fn)] * 2,
 }
 
 

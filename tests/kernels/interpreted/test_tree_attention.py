@@ -165,6 +165,37 @@ def test_random_batches(monkeypatch, seed):
     check(random_case(rng))
 
 
+@pytest.fixture(params=[90, 80], ids=["converted", "by integers"])
+def capability(request, monkeypatch):
+    """Of the GPU that is stood for: older ones have no instruction that makes numbers of e4m3."""
+    monkeypatch.setattr(tree_attention, "facts_of", lambda device: (4, request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("k_dim", "v_dim"), [(64, 64), (24, 8), (128, 128)])
+def test_pages_of_eight_bits(monkeypatch, capability, dtype, k_dim, v_dim):
+    set_shape(monkeypatch)
+    described = [(100, TREE, PAGED, 0), (7, chain(1), CONTIGUOUS, 0), (33, chain(4), PAGED, 2)]
+    case = batch_of(described, Shape(4, 2, k_dim, v_dim, dtype), Scoring(0.2), random.Random(k_dim), True)
+    check(case.in_eight_bits())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_batches_of_eight_bits(monkeypatch, capability, seed):
+    rng = random.Random(100 + seed)
+    set_shape(monkeypatch, num_processors=rng.choice([1, 8]), tile=rng.choice([16, 64]), block_m=16)
+    check(random_case(rng).in_eight_bits(seed))
+
+
+def test_eight_bits_and_scales_belong_together():
+    case = batch_of([(3, TREE, PAGED, 0)], Shape(), Scoring(0.2), random.Random(15))
+    small = case.in_eight_bits()
+    for wrong in (small._replace(scales=None), case._replace(scales=small.scales)):
+        with pytest.raises(ValueError, match="expected queries, keys and values of .* all the same but for e4m3 with"):
+            tree_attention.tree_attention(*wrong)
+
+
 def test_layers_of_a_kind_share_their_plan_and_other_kinds_the_tables():
     case = batch_of([(30, TREE, PAGED, 0)], Shape(), Scoring(0.2), random.Random(9))
     for scoring in (Scoring(0.2), Scoring(0.3, softcap=4.0), Scoring(0.2, window=8)):

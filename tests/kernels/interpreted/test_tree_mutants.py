@@ -11,7 +11,7 @@ from tests.project import ROOT
 from tests.toys.ragged import CONTIGUOUS, Shape, batch_of, chain, error_of, random_tree
 
 SOUND, WRONG = 1e-5, 1e-3  # relative errors in float32: rounding, and what no rounding explains
-SINKS_MERGED = "\n        if sinks is not None:\n            top, total"
+MERGED = "\n        top, total, mixed = sunk("
 
 MUTANTS = [
     ("the window is one narrower", "attention", "+ j)[None, :] >= low", "+ j)[None, :] > low"),
@@ -33,7 +33,9 @@ MUTANTS = [
     ("blocks of rows write to one place", "attention", " * num_blocks + block)", " * num_blocks)"),
     ("sums are not scaled down with the maximum", "steps", "total * decay + tl.sum(weights", "total + tl.sum(weights"),
     ("the merge weighs items alike", "attention", "tl.exp2(weight - shift[None, :])", "(weight > -1e9).to(tl.float32)"),
-    ("the merge forgets the sinks", "attention", SINKS_MERGED, SINKS_MERGED.replace("sinks is not None", "0")),
+    ("the merge forgets the sinks", "attention", MERGED, MERGED.replace("top, total", "_, _")),
+    ("keys have the scales of the first head", "attention", "keys, scales, kv_head)", "keys, scales, 0)"),
+    ("values have the scales of keys", "attention", "scales, KV_HEADS + kv_head)", "scales, kv_head)"),
     ("the softcap forgets the scaling", "steps", "scores * (factor * 2.0 / cap)", "scores * (LOG2E * 2.0 / cap)"),
 ]  # fmt: skip
 
@@ -46,6 +48,7 @@ def batches():
     yield batch_of([(100, tree, 16, 0), (40, chain(1), CONTIGUOUS, 0)], two, Scoring(0.4), rng)
     yield batch_of([(70, tree, 16, 4), (21, large, 16, 3)], one, Scoring(0.4, window=12, softcap=2.0), rng, True)
     yield batch_of([(5, chain(60), 16, 7), (50, tree, 1, 2)], two, Scoring(0.4, chunk=32), rng)
+    yield batch_of([(70, tree, 16, 0), (40, chain(3), 16, 0)], two, Scoring(0.4), rng).in_eight_bits()
 
 
 def worst_error(kernels, name, monkeypatch):
