@@ -1,5 +1,7 @@
-"""The best tokens of a draft model's rows and their log-probabilities, in Triton."""
+"""The best tokens of a draft model's rows and their log-probabilities, and tokens drawn from them, in Triton."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from typing import Any
 
 import torch
 import triton
@@ -7,8 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .order import OPTIONS, image_of, index_of, ranked, value_of
+from .philox import uniforms
+from .residual import index_at, part_at
 
 TILE = 2048  # entries of a row that one program looks at
+DRAFT: tl.constexpr = tl.constexpr(1)  # a role of the random words, as in specdec.noise
 
 
 def draft_topk(logits: Tensor, count: int, temperatures: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -50,6 +55,23 @@ def draft_topk(logits: Tensor, count: int, temperatures: Tensor | None = None) -
         **OPTIONS,
     )
     return tokens, log_probs
+
+
+def draft_draw(probs: Tensor, seeds: Tensor, starts: Tensor, nodes: Tensor) -> Tensor:  # [n] int64
+    """See `reference_sampling.draft_draw`."""
+    probs = probs if probs.stride(-1) == 1 else probs.contiguous()
+    num_rows, vocab = probs.shape
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=probs.device)
+    if num_rows == 0:
+        return tokens
+    num_parts = triton.cdiv(vocab, TILE)
+    masses = torch.empty(num_rows, num_parts, dtype=torch.float64, device=probs.device)
+    rows = probs, vocab, probs.stride(0), masses
+    sizes: dict[str, Any] = {"TILE": TILE, "num_warps": 4, **OPTIONS}
+    _sum_parts_kernel[num_rows, num_parts](*rows, **sizes)
+    parts = triton.next_power_of_2(num_parts)
+    _draw_kernel[(num_rows,)](*rows, seeds, starts, nodes, tokens, num_parts, PARTS=parts, **sizes)
+    return tokens
 
 
 @triton.jit
@@ -110,3 +132,39 @@ def _topk_kernel(
         tl.store(tokens_ptr + row * count + place, index_of(best))
         tl.store(log_probs_ptr + row * count + place, value_of(image_of(best)) - top - log_mass)
         ranks = tl.where(ranks == best, -0x7FFFFFFFFFFFFFFF, ranks)
+
+
+@triton.jit
+def _sum_parts_kernel(probs_ptr, vocab, row_stride, masses_ptr, TILE: tl.constexpr):
+    """One program per row and tile: its sum."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    index = part * TILE + tl.arange(0, TILE)
+    probs = tl.load(probs_ptr + row * row_stride + index, mask=index < vocab, other=0.0).to(tl.float64)
+    tl.store(masses_ptr + row * tl.num_programs(1) + part, tl.sum(probs, 0))
+
+
+@triton.jit
+def _draw_kernel(
+    probs_ptr,
+    vocab,
+    row_stride,
+    masses_ptr,
+    seeds_ptr,
+    starts_ptr,
+    nodes_ptr,
+    tokens_ptr,
+    num_parts,
+    TILE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """One program per row: the tile, then the token in which the running sum passes the uniform."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    masses = tl.load(masses_ptr + row * num_parts + part, mask=part < num_parts, other=0.0)
+    sub_index = tl.zeros((1,), tl.uint32) + (tl.load(nodes_ptr + row) << 16).to(tl.uint32)
+    uniform = uniforms(tl.load(seeds_ptr + row), DRAFT, tl.load(starts_ptr + row), sub_index)
+    goal = tl.sum(masses, 0) * tl.sum(uniform, 0)
+    chosen, before = part_at(masses, goal, PARTS)
+    index = chosen * TILE + tl.arange(0, TILE)
+    probs = tl.load(probs_ptr + row * row_stride + index, mask=index < vocab, other=0.0).to(tl.float64)
+    tl.store(tokens_ptr + row, index_at(probs, before, goal, index).to(tl.int64))

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .reference import argmax, gumbels, philox
+from .reference import argmax, gumbels, philox, pick
+from .reference_draws import DRAFT, uniforms
 from .trees import PackedTrees
 
 
@@ -174,3 +175,24 @@ def draft_topk(logits: Tensor, count: int, temperatures: Tensor | None = None) -
         rows = rows / temperatures.float()[:, None]
     tokens = rows.sort(descending=True, stable=True)[1][:, :count]
     return tokens, rows.log_softmax(-1).gather(1, tokens)
+
+
+def draft_draw(probs: Tensor, seeds: Tensor, starts: Tensor, nodes: Tensor) -> Tensor:  # [n] int64
+    """A token drawn from each row, the first one below its node: `PhiloxNoise.draft_token` with draw 0, batched.
+
+    Args:
+        probs: [n, vocab] what to draw from; need not be normalised, but holds something.
+        seeds: [n] int64, 64 bits, of the row's request.
+        starts: [n] its number of committed tokens.
+        nodes: [n] the node behind which the token is drawn; on a chain its depth.
+
+    Example:
+        >>> zero = torch.tensor([0, 0])
+        >>> draft_draw(torch.tensor([[0.25, 0.75], [0.75, 0.25]]), zero + 7, zero + 4, zero).tolist()
+        [1, 0]
+    """
+    drawn = []
+    keys = zip(probs, seeds.tolist(), starts.long()[:, None], nodes.long()[:, None] << 16, strict=True)
+    for row, seed, start, sub_index in keys:
+        drawn.append(pick(row, uniforms(seed, DRAFT, start, sub_index)[0]))
+    return torch.tensor(drawn, dtype=torch.int64, device=probs.device)

@@ -1,46 +1,41 @@
 """What is left of a target row p beside the draft's q, and a draw from it by running sums over parts and inside one.
 
-Device functions of `verify_parts`.
+Device functions of `verify_parts` and `verify_trees`.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import triton
 import triton.language as tl
 
-from .philox import uniforms
-
-RESIDUAL: tl.constexpr = tl.constexpr(3)  # a role of the random words, as in specdec.noise
-
 
 @triton.jit
-def left_of(
+def pair_of(
     row,
     index,
-    weight,
+    point,
     scores_ptr,
     vocab,
     scores_stride,
     probs_ptr,
     probs_stride,
-    tokens_ptr,
-    sampled_ptr,
     tops_ptr,
     totals_ptr,
-):  # -> float64
-    """(weight * p - q)+ of one row, in float32 as the reference has it; q of a chosen token is a point mass."""
+):  # -> p, q, float32
+    """p and q of one row at some tokens; q is a point mass at `point`, the token of a chosen child, unless it is -1."""
     mask = index < vocab
     scores = tl.load(scores_ptr + row * scores_stride + index, mask=mask, other=float("-inf")).to(tl.float32)
     p = tl.div_rn(tl.exp(scores - tl.load(tops_ptr + row)), tl.load(totals_ptr + row))
-    q = (index == tl.load(tokens_ptr + row + 1)).to(tl.float32)
+    q = (index == point).to(tl.float32)
     if probs_ptr is not None:
-        if tl.load(sampled_ptr + row + 1) != 0:
+        if point < 0:
             q = tl.load(probs_ptr + row * probs_stride + index, mask=mask, other=0.0).to(tl.float32)
-    return tl.maximum(weight.to(tl.float32) * p - q, 0.0).to(tl.float64)
+    return p, q
 
 
 @triton.jit
-def residual_uniform(seed, position):
-    return tl.sum(uniforms(seed, RESIDUAL, position, tl.zeros((1,), tl.uint32)), 0)
+def left_of(p, q, weight):  # float32, float32, float64 -> float64
+    """(weight * p - q)+, in float32 as the reference has it."""
+    return tl.maximum(weight.to(tl.float32) * p - q, 0.0).to(tl.float64)
 
 
 @triton.jit

@@ -29,8 +29,8 @@ def walk(trees: PackedTrees, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def verify_rejection(
     scores: Tensor, draft_probs: Tensor | None, trees: PackedTrees, sampled: Tensor, seeds: Tensor, starts: Tensor
-) -> Tensor:
-    """What each chain emits by token rejection, [B, max_depth + 2]; see `reference_verify.verify_rejection`."""
+) -> tuple[Tensor, Tensor]:
+    """What each tree emits by token rejection [B, max_depth + 2], and the path; see `reference_verify`."""
     if is_reference(scores):
         return reference_verify.verify_rejection(scores, draft_probs, trees, sampled, seeds, starts)
     from . import verify_kernels
@@ -41,8 +41,8 @@ def verify_rejection(
 
 def verify_block(
     scores: Tensor, draft_probs: Tensor | None, trees: PackedTrees, sampled: Tensor, seeds: Tensor, starts: Tensor
-) -> Tensor:
-    """What each chain emits by block verification, [B, max_depth + 2]; see `reference_verify.verify_block`."""
+) -> tuple[Tensor, Tensor]:
+    """What each chain emits by block verification [B, max_depth + 2], and the path; see `reference_verify`."""
     if is_reference(scores):
         return reference_verify.verify_block(scores, draft_probs, trees, sampled, seeds, starts)
     from . import verify_kernels
@@ -93,3 +93,13 @@ def draft_topk(logits: Tensor, count: int, temperatures: Tensor | None = None) -
 
     with current(logits):
         return draft_kernels.draft_topk(logits, count, temperatures)
+
+
+def draft_draw(probs: Tensor, seeds: Tensor, starts: Tensor, nodes: Tensor) -> Tensor:  # [n] int64
+    """A token drawn from each row of what a draft model says; see `reference_sampling.draft_draw`."""
+    if is_reference(probs):
+        return reference_sampling.draft_draw(probs, seeds, starts, nodes)
+    from . import draft_kernels
+
+    with current(probs):
+        return draft_kernels.draft_draw(probs, seeds, starts, nodes)

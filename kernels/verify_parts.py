@@ -1,4 +1,4 @@
-"""The steps of `verify_kernels`: mass of every part, a draw from every row, the tests, what is left, the result.
+"""Steps of `verify_kernels`: mass of every part, a draw from every row, the tests of a block, what is left, the result.
 
 Programs of a request beyond its nodes end at once, so that a bucket may be larger than what is in it.
 """
@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 
 from .philox import uniforms
-from .residual import index_at, left_of, part_at, residual_uniform
+from .residual import index_at, left_of, pair_of, part_at
 
-ACCEPT: tl.constexpr = tl.constexpr(2)  # a role of the random words, as in specdec.noise
+ACCEPT: tl.constexpr = tl.constexpr(2)  # roles of the random words, as in specdec.noise
+RESIDUAL: tl.constexpr = tl.constexpr(3)
 NEGLIGIBLE: tl.constexpr = tl.constexpr(2.0**-23)  # mass below which a difference of float32 rows is only rounding
 
 
@@ -37,18 +38,20 @@ def draw_kernel(
     vocab,
     scores_stride,
     cu_nodes_ptr,
+    depths_ptr,
     maxima_ptr,
     masses_ptr,
     tops_ptr,
     totals_ptr,
     drawn_ptr,
+    uniforms_ptr,
     seeds_ptr,
     starts_ptr,
     num_parts,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # grid: 1, node, request
-    """Maximum and mass of a row, and a draw from it."""
+    """Maximum and mass of a row, the uniform for draws behind the node, and a draw from p."""
     node, request = tl.program_id(1), tl.program_id(2)
     row = (tl.load(cu_nodes_ptr + request) + node).to(tl.int64)
     if row < tl.load(cu_nodes_ptr + request + 1):
@@ -58,7 +61,10 @@ def draw_kernel(
         top = tl.max(maxima, 0)
         masses *= tl.exp(maxima - top).to(tl.float64)
         total = tl.sum(masses, 0)
-        goal = total * residual_uniform(tl.load(seeds_ptr + request), tl.load(starts_ptr + request) + node)
+        position = tl.load(starts_ptr + request) + tl.load(depths_ptr + row)
+        zero = tl.zeros((1,), tl.uint32)
+        uniform = tl.sum(uniforms(tl.load(seeds_ptr + request), RESIDUAL, position, zero), 0)
+        goal = total * uniform
         chosen, before = part_at(masses, goal, PARTS)
         index = chosen * TILE + tl.arange(0, TILE)
         scores = tl.load(scores_ptr + row * scores_stride + index, mask=index < vocab, other=float("-inf"))
@@ -66,6 +72,7 @@ def draw_kernel(
         tl.store(tops_ptr + row, top)
         tl.store(totals_ptr + row, total.to(tl.float32))
         tl.store(drawn_ptr + row, index_at(weights, before, goal, index).to(tl.int64))
+        tl.store(uniforms_ptr + row, uniform)
 
 
 @triton.jit
@@ -80,18 +87,11 @@ def chain_kernel(
     cu_nodes_ptr,
     tops_ptr,
     totals_ptr,
-    drawn_ptr,
     weights_ptr,
-    seeds_ptr,
-    starts_ptr,
     accepted_ptr,
-    IS_BLOCK: tl.constexpr,
     NODES: tl.constexpr,
 ):  # grid: request
-    """Of a whole chain: p and q of its tokens, and either the tests of token rejection or the weights of a block.
-
-    `accepted` becomes the number of accepted tokens (rejection), or -1 if a sampled token has no q.
-    """
+    """The weights of a block; `accepted` becomes -1 if a sampled token has no q, else 0."""
     request = tl.program_id(0)
     first = tl.load(cu_nodes_ptr + request).to(tl.int64)
     num_nodes = tl.load(cu_nodes_ptr + request + 1) - first
@@ -108,23 +108,13 @@ def chain_kernel(
         q = tl.load(probs_ptr + rows * probs_stride + tokens, mask=has_child & is_sampled, other=0.0).to(tl.float64)
     is_broken = tl.max((has_child & is_sampled & ((q > 0) == 0)).to(tl.int32), 0)
     ratios = tl.where(is_sampled, p / tl.where(q > 0, q, 1.0), p)
-    if IS_BLOCK:
-        own = tl.full((NODES,), 1.0, tl.float64)  # w[node]
-        weight = tl.max(own, 0)
-        for step in range(num_nodes.to(tl.int32) - 1):
-            weight = tl.minimum(weight * tl.sum(tl.where(node == step, ratios, 0.0), 0), 1.0)
-            own = tl.where(node == step + 1, weight, own)
-        num_accepted = tl.min(node, 0)
-    else:
-        uniform = uniforms(
-            tl.load(seeds_ptr + request), ACCEPT, tl.load(starts_ptr + request), node.to(tl.uint32) << 16
-        )
-        drawn = tl.load(drawn_ptr + rows, mask=has_child, other=-1)
-        passes = has_child & tl.where(is_sampled, uniform < ratios, drawn == tokens)
-        num_accepted = tl.min(tl.where(passes, NODES, node), 0)
-        own = tl.where((node == num_accepted) & is_sampled, 1.0, -1.0).to(tl.float64)
-    tl.store(weights_ptr + rows, own, mask=node < num_nodes)
-    tl.store(accepted_ptr + request, tl.where(is_broken != 0, -1, num_accepted))
+    weights = tl.full((NODES,), 1.0, tl.float64)
+    weight = tl.max(weights, 0)
+    for step in range(num_nodes.to(tl.int32) - 1):
+        weight = tl.minimum(weight * tl.sum(tl.where(node == step, ratios, 0.0), 0), 1.0)
+        weights = tl.where(node == step + 1, weight, weights)
+    tl.store(weights_ptr + rows, weights, mask=node < num_nodes)
+    tl.store(accepted_ptr + request, -is_broken)
 
 
 @triton.jit
@@ -137,36 +127,36 @@ def left_kernel(
     tokens_ptr,
     sampled_ptr,
     cu_nodes_ptr,
-    maxima_ptr,
     masses_ptr,
+    sums_ptr,
     tops_ptr,
     totals_ptr,
-    drawn_ptr,
     weights_ptr,
+    IS_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):  # grid: part, node, request
-    """What is left of p in a part, where it is asked for."""
+    """What is left of p in a part, and the sum of q, where they are asked for."""
     part, request = tl.program_id(0), tl.program_id(2)
     row = (tl.load(cu_nodes_ptr + request) + tl.program_id(1)).to(tl.int64)
     if row + 1 < tl.load(cu_nodes_ptr + request + 1):
         weight = tl.load(weights_ptr + row)
         if weight >= 0:
+            rows = (scores_ptr, vocab, scores_stride, probs_ptr, probs_stride, tops_ptr, totals_ptr)
             index = part * TILE + tl.arange(0, TILE)
-            left = left_of(
-                row,
-                index,
-                weight,
-                scores_ptr,
-                vocab,
-                scores_stride,
-                probs_ptr,
-                probs_stride,
-                tokens_ptr,
-                sampled_ptr,
-                tops_ptr,
-                totals_ptr,
-            )
-            tl.store(masses_ptr + row * tl.num_programs(0) + part, tl.sum(left, 0))
+            point = tl.full((), -1, tl.int64)
+            if IS_BLOCK:
+                point = point_of(row, tokens_ptr, sampled_ptr)
+            p, q = pair_of(row, index, point, *rows)
+            tl.store(masses_ptr + row * tl.num_programs(0) + part, tl.sum(left_of(p, q, weight), 0))
+            if sums_ptr is not None:
+                tl.store(sums_ptr + row * tl.num_programs(0) + part, tl.sum(q.to(tl.float64), 0))
+
+
+@triton.jit
+def point_of(row, tokens_ptr, sampled_ptr):  # -> int64
+    """The token behind a node of a chain if it was chosen, else -1."""
+    token = tl.load(tokens_ptr + row + 1).to(tl.int64)
+    return tl.where(tl.load(sampled_ptr + row + 1) != 0, -1, token)
 
 
 @triton.jit
@@ -208,23 +198,22 @@ def emit_kernel(
     tokens_ptr,
     sampled_ptr,
     cu_nodes_ptr,
-    maxima_ptr,
     masses_ptr,
     tops_ptr,
     totals_ptr,
     drawn_ptr,
+    uniforms_ptr,
     weights_ptr,
-    seeds_ptr,
-    starts_ptr,
     accepted_ptr,
     emitted_ptr,
+    path_ptr,
     num_parts,
     max_depth,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # grid: request
-    """The accepted tokens and one from what is left behind them."""
+    """The accepted tokens of a chain and one from what is left behind them."""
     request = tl.program_id(0).to(tl.int64)
     first = tl.load(cu_nodes_ptr + request).to(tl.int64)
     stop = tl.load(cu_nodes_ptr + request + 1)
@@ -232,34 +221,24 @@ def emit_kernel(
     row = first + num_accepted
     is_sound = (num_accepted >= 0) & (row < stop)
     token = tl.load(drawn_ptr + row, mask=is_sound, other=-1)
-    weight = tl.load(weights_ptr + row, mask=is_sound & (row + 1 < stop), other=-1.0)
-    if weight >= 0:
+    if is_sound & (row + 1 < stop):
         part = tl.arange(0, PARTS)
         masses = tl.load(masses_ptr + row * num_parts + part, mask=part < num_parts, other=0.0)
         total = tl.sum(masses, 0)
         if total > NEGLIGIBLE:
-            position = tl.load(starts_ptr + request) + num_accepted
-            goal = total * residual_uniform(tl.load(seeds_ptr + request), position)
+            goal = total * tl.load(uniforms_ptr + row)
             chosen, before = part_at(masses, goal, PARTS)
+            rows = (scores_ptr, vocab, scores_stride, probs_ptr, probs_stride, tops_ptr, totals_ptr)
             index = chosen * TILE + tl.arange(0, TILE)
-            left = left_of(
-                row,
-                index,
-                weight,
-                scores_ptr,
-                vocab,
-                scores_stride,
-                probs_ptr,
-                probs_stride,
-                tokens_ptr,
-                sampled_ptr,
-                tops_ptr,
-                totals_ptr,
-            )
+            p, q = pair_of(row, index, point_of(row, tokens_ptr, sampled_ptr), *rows)
+            left = left_of(p, q, tl.load(weights_ptr + row))
             token = index_at(left, before, goal, index).to(tl.int64)
     column = tl.arange(0, COLUMNS)
-    emitted = tl.load(tokens_ptr + first + 1 + column, mask=column < num_accepted, other=-1).to(tl.int64)
+    is_kept = column < num_accepted
+    emitted = tl.load(tokens_ptr + first + 1 + column, mask=is_kept, other=-1).to(tl.int64)
     emitted = tl.where(column == num_accepted, token, emitted)
     count = tl.where(num_accepted < 0, -1, tl.where(first < stop, num_accepted + 1, 0))
     tl.store(emitted_ptr + request * (max_depth + 2), count.to(tl.int64))
     tl.store(emitted_ptr + request * (max_depth + 2) + 1 + column, emitted, mask=column <= max_depth)
+    path = tl.where(is_kept, column + 1, -1).to(tl.int64)
+    tl.store(path_ptr + request * max_depth + column, path, mask=column < max_depth)

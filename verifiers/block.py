@@ -5,10 +5,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from specdec.kernels import sampling_ops
 from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import likelihood_ratios, negligible, walk
-from specdec.types import Draft, Exactness, TargetRows, Verdict
+from specdec.types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
 
 class Block:
@@ -47,6 +48,13 @@ class Block:
         if accepted < length and masses[accepted] > negligible(target):
             rest = left[accepted]
         return Verdict(list(range(1, accepted + 1)), noise.residual_token(rest, rows.start + accepted))
+
+    def decide(self, batch: DraftBatch) -> tuple[Tensor, Tensor]:
+        """As `verify`, for all requests at once; see `protocols.BatchVerifier`."""
+        if batch.is_greedy:
+            return sampling_ops.walk(batch.trees, argmax(batch.scores))
+        keys = batch.sampled, batch.seeds, batch.starts
+        return sampling_ops.verify_block(batch.scores, batch.probs, batch.trees, *keys)
 
     def _weights(self, ratios: list[float]) -> list[float]:  # [k + 1] -> [k + 1]
         """w[i], the probability that tokens 1 to i are all accepted, given the drafted tokens up to i."""

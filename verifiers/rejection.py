@@ -5,10 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from specdec.kernels import sampling_ops
 from specdec.kernels.ops import argmax
 from specdec.protocols import Noise
 from specdec.rules import likelihood_ratios, ratio, residual, walk, without
-from specdec.types import Draft, Exactness, TargetRows, Verdict
+from specdec.types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
 
 class Rejection:
@@ -51,6 +52,13 @@ class Rejection:
                     return Verdict(path, token)
             path.append(accepted)
             node = accepted
+
+    def decide(self, batch: DraftBatch) -> tuple[Tensor, Tensor]:
+        """As `verify`, for all requests at once; see `protocols.BatchVerifier`."""
+        if batch.is_greedy:
+            return sampling_ops.walk(batch.trees, argmax(batch.scores))
+        keys = batch.sampled, batch.seeds, batch.starts
+        return sampling_ops.verify_rejection(batch.scores, batch.probs, batch.trees, *keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,12 @@ import specdec
 from specdec import batched, capture
 from specdec.draft_models.draft_model import DraftModel
 from specdec.draft_models.ngram import NGram
+from specdec.protocols import DrafterNeeds
 from specdec.target import PagedModel
+from specdec.tree import TokenTree
+from specdec.types import Draft
 from tests.toys import recorded
-from tests.toys.drafters import RandomDraws, RandomTrees
+from tests.toys.drafters import RandomDraws, RandomTrees, Toy
 from tests.toys.models import VOCAB_SIZE, tiny_model
 
 NEW_TOKENS = 20
@@ -24,7 +27,7 @@ DRAFTERS = {
     "draws": lambda model: RandomDraws(VOCAB_SIZE),
     "chain": lambda model: DraftModel(model, num_speculative_tokens=3, draft_sample_method="probabilistic"),
 }
-RULES = {"auto": ("ngram", "trees"), "sample_and_match": DRAFTERS}
+RULES = {"auto": DRAFTERS, "rejection": DRAFTERS, "block": ("ngram", "chain")}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,24 @@ def test_together_as_one_by_one(models, rule, drafter, way, has_graphs, monkeypa
         monkeypatch.setattr("specdec.engine.BatchDecider", lambda verifier, _: decider(verifier, replayed))
     assert torch.equal(texts(models, drafter, rule, WAYS[way]), wanted)
     assert calls
+
+
+class Impossible(Toy):
+    """Claims to have drawn a token from where it has no probability."""
+
+    name = "impossible"
+    needs = DrafterNeeds(sampled=True)
+
+    def draft(self, view, budget, noise):
+        probs = torch.eye(VOCAB_SIZE)[[9, 9]]
+        return Draft(TokenTree.chain([view.tokens[-1], 5]), [False, True], probs, source=self.name)
+
+
+def test_a_lie_about_q_is_refused(models, monkeypatch):
+    monkeypatch.setattr(batched, "pays", lambda scores: True)
+    target, _, inputs = models
+    with pytest.raises(ValueError, match="expected nodes of impossible marked as sampled to have probability .* got 0"):
+        specdec.generate(target, **inputs, drafter=Impossible(), verifier="rejection", max_new_tokens=8, do_sample=True)
 
 
 def test_a_captured_call_serves_other_contents(monkeypatch):

@@ -17,7 +17,7 @@ from specdec.kernels import (
 from specdec.kernels.layers import Layers
 from specdec.kernels.trees import PackedTrees
 from tests.toys.device import captured, poisoned, unwaited
-from tests.toys.packed import drawn_chains, forest
+from tests.toys.packed import drawn_chains, far_apart, forest
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +43,10 @@ def on(device, *values):
 def on_device(op, *arguments):
     with poisoned():
         return op(*on(DEVICE, *arguments))
+
+
+def assert_equal(found, wanted):
+    assert all(torch.equal(*pair) for pair in zip(on("cpu", *found), wanted, strict=True))
 
 
 def seeds_of(count):
@@ -73,15 +77,12 @@ def test_walk(seed):
     generator = random.Random(seed)
     trees = forest(generator, 3, 64, [generator.randrange(65) for _ in range(generator.choice([1, 8, 200]))])
     targets = torch.tensor([generator.randrange(3) for _ in trees.tokens])
-    found = on_device(sampling_ops.walk, trees, targets)
-    assert all(
-        torch.equal(*pair) for pair in zip(on("cpu", *found), reference_sampling.walk(trees, targets), strict=True)
-    )
+    assert_equal(on_device(sampling_ops.walk, trees, targets), reference_sampling.walk(trees, targets))
 
 
-def few_of_many(chains, generator):
-    """The same chains in a large vocabulary of which a hundred tokens are left, as top-k leaves them."""
-    scores, probs, trees, *rest = chains
+def few_of_many(drafts, generator):
+    """The same drafts in a large vocabulary of which a hundred tokens are left, as top-k leaves them."""
+    scores, probs, trees, *rest = drafts
     columns = torch.tensor(sorted(generator.sample(range(VOCAB), scores.shape[1])))
     wide_scores = torch.full((len(scores), VOCAB), -torch.inf)
     wide_probs = torch.zeros(len(scores), VOCAB)
@@ -97,8 +98,17 @@ def test_chains_are_verified_as_by_the_twin(rule, kinds, seed):
     chains = drawn_chains(generator, [generator.randrange(1, 9) for _ in range(24)], [4, 65, 100, 100][seed], kinds)
     if seed > 1:
         chains = few_of_many(chains, generator)
-    wanted = getattr(reference_verify, rule)(*chains)
-    assert torch.equal(on_device(getattr(sampling_ops, rule), *chains).cpu(), wanted)
+    assert_equal(on_device(getattr(sampling_ops, rule), *chains), getattr(reference_verify, rule)(*chains))
+
+
+@pytest.mark.parametrize("kinds", [[True], [False], [True, False]], ids=["sampled", "chosen", "mixed"])
+@pytest.mark.parametrize("seed", range(6))
+def test_trees_are_verified_as_by_the_twin(kinds, seed):
+    generator = random.Random(seed)
+    drafted = far_apart(generator, [9, 33, 64][seed % 3], 24, [6, 100][seed % 2], kinds)
+    if seed > 2:
+        drafted = few_of_many(drafted, generator)
+    assert_equal(on_device(sampling_ops.verify_rejection, *drafted), reference_verify.verify_rejection(*drafted))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -158,6 +168,14 @@ def test_draft_topk(count, dtype):
     torch.testing.assert_close(log_probs, wanted_log_probs, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("vocab", [5, 4097, VOCAB])
+def test_draft_draw(vocab):
+    probs = (torch.randn(40, vocab) * 3).softmax(-1)
+    arguments = probs, seeds_of(40), torch.randint(1, 1 << 20, (40,)), torch.randint(0, 64, (40,))
+    found = on_device(sampling_ops.draft_draw, *arguments).cpu()
+    assert torch.equal(found, reference_sampling.draft_draw(*arguments))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rows_are_written_to_their_slots(dtype):
     """Keys as a model hands them over, with the heads in front."""
@@ -168,6 +186,19 @@ def test_rows_are_written_to_their_slots(dtype):
     found = [pool.to(DEVICE, copy=True) for pool in wanted]
     reference_cache.kv_write(*wanted, keys, values, slots)
     cache_ops.kv_write(*found, *on(DEVICE, keys, values, slots))
+    assert all(same(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_are_written_in_eight_bits(dtype):
+    slots = torch.randperm(NUM_SLOTS)
+    slots[::7] = -1
+    rows = (torch.randn(2, NUM_SLOTS, *LLAMA_ROW) * torch.logspace(-4, 4, NUM_SLOTS)[:, None, None]).to(dtype)
+    scales = torch.rand(2, LLAMA_ROW[0]) + 0.01
+    wanted = [torch.zeros(NUM_SLOTS, *LLAMA_ROW, dtype=torch.float8_e4m3fn) for _ in range(2)]
+    found = [pool.to(DEVICE, copy=True) for pool in wanted]
+    reference_cache.kv_write(*wanted, *rows, slots, scales)
+    cache_ops.kv_write(*found, *on(DEVICE, *rows, slots, scales))
     assert all(same(*pair) for pair in zip(found, wanted, strict=True))
 
 
@@ -213,7 +244,7 @@ def test_a_captured_verification_serves_other_trees():
             old.copy_(new)
         replay()
         wanted = reference_sampling.walk(trees, reference_sampling.gumbel_argmax(scores, seeds, positions))
-        assert all(torch.equal(*pair) for pair in zip(on("cpu", *output), wanted, strict=True))
+        assert_equal(output, wanted)
         accepted += int((wanted[1] >= 0).sum())
     assert accepted > 0
 
@@ -225,6 +256,7 @@ def test_nothing_waits_for_the_device():
     pools = [torch.zeros(64, *LLAMA_ROW, device=DEVICE) for _ in range(4)]
     layers, slots = Layers(pools), torch.arange(8, device=DEVICE)
     options = torch.ones(len(chains[0]), device=DEVICE, dtype=torch.float64)
+    many = [options.long() for _ in range(3)]
 
     def all_ops():
         verified(*requests)
@@ -232,6 +264,7 @@ def test_nothing_waits_for_the_device():
         sampling_ops.verify_block(*chains)
         sampling_ops.warp(chains[0], options, options.int(), options * 0.9, options * 0.1)
         sampling_ops.draft_topk(chains[0], 4)
+        sampling_ops.draft_draw(chains[1], *many)
         cache_ops.kv_write(*pools[:2], pools[2][:8], pools[3][:8], slots)
         cache_ops.move_rows(layers, slots, slots + 8)
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from specdec.kernels import bodies, cache_ops, ops, reference_sampling, reference_verify, sampling_ops
+from specdec.kernels import (
+    bodies,
+    cache_ops,
+    ops,
+    reference_draws,
+    reference_sampling,
+    reference_verify,
+    sampling_ops,
+)
 from specdec.kernels.bodies import body_of
 from specdec.kernels.layers import Layers
 from specdec.noise import PhiloxNoise, Role
@@ -16,7 +24,7 @@ from specdec.tree import TokenTree
 from specdec.types import Draft, TargetRows
 from specdec.verifiers.block import Block
 from specdec.verifiers.rejection import Rejection
-from tests.toys.packed import drawn_chains, forest
+from tests.toys.packed import drawn_chains, far_apart, forest
 
 LONG = (1 << 64) - 1
 
@@ -27,7 +35,8 @@ def as_signed(seed):
 
 def test_the_roles_are_those_of_the_noise():
     assert Role.TARGET == 0  # `gumbel_argmax` has no name for it
-    assert (reference_verify.ACCEPT, reference_verify.RESIDUAL) == (Role.ACCEPT, Role.RESIDUAL)
+    roles = reference_draws.DRAFT, reference_draws.ACCEPT, reference_draws.RESIDUAL
+    assert roles == (Role.DRAFT, Role.ACCEPT, Role.RESIDUAL)
 
 
 def test_gumbel_argmax_is_the_draw_of_the_noise():
@@ -59,6 +68,22 @@ def test_walk_is_the_walk_of_the_rules(seed):
         assert kept == verdict.path and said == [*tree.tokens_at(verdict.path), verdict.next_token]
 
 
+@pytest.mark.parametrize("slots", [[4, -1, 0, -1], [-1, -1], [0, -1], [-1, 7], []])
+@pytest.mark.parametrize("in_fp8", [False, True], ids=["wide", "fp8"])
+def test_rows_of_padding_go_nowhere(slots, in_fp8):
+    """Also where no row of the pool is written."""
+    scales = torch.tensor([[0.5], [2.0]]) if in_fp8 else None
+    rows = torch.arange(1.0, len(slots) + 1)[:, None, None]
+    found = [torch.full((8, 1, 1), 9.0).to(torch.float8_e4m3fn if in_fp8 else torch.float32) for _ in range(2)]
+    cache_ops.kv_write(*found, rows, 2 * rows, torch.tensor(slots, dtype=torch.int64), scales)
+    for pool, times, scale in zip(found, (1, 2), (0.5, 2.0) if in_fp8 else (1, 1), strict=True):
+        wanted = [9.0] * 8
+        for row, slot in enumerate(slots):
+            if slot >= 0:
+                wanted[slot] = (row + 1) * times / scale
+        assert pool.float().flatten().tolist() == wanted
+
+
 def test_rows_are_written_and_moved_as_by_the_pool():
     pool, slots = KVPool("target", 20), torch.tensor([4, 9, 5])
     layers = {"a": (torch.zeros(20, 2, 4), torch.zeros(20, 2, 3)), "b": (torch.zeros(20, 1, 4), torch.zeros(20, 1, 4))}
@@ -75,26 +100,39 @@ def test_rows_are_written_and_moved_as_by_the_pool():
         assert all(torch.equal(*pair) for pair in zip(pool.read(key, torch.arange(20)), stored, strict=True))
 
 
-@pytest.mark.parametrize("kinds", [[True], [False], [True, True, False]], ids=["sampled", "chosen", "mixed"])
+KINDS = pytest.mark.parametrize("kinds", [[True], [False], [True, True, False]], ids=["sampled", "chosen", "mixed"])
+
+
+def assert_verified_as_by_the_rule(rule, scores, probs, trees, sampled, seeds, starts):
+    op = {"rejection": sampling_ops.verify_rejection, "block": sampling_ops.verify_block}[rule.name]
+    emitted, path = op(scores, probs, trees, sampled, seeds, starts)
+    for request, (first, stop) in enumerate(trees.cu_nodes.unfold(0, 2, 1).tolist()):
+        said, kept = [], []
+        if first < stop:
+            tree = TokenTree(trees.tokens[first:stop].tolist(), trees.parents[first:stop].tolist())
+            draft = Draft(tree, [False, *sampled[first + 1 : stop].tolist()], probs[first:stop])
+            rows = TargetRows(scores[first:stop], int(starts[request]), tree.depths, is_greedy=False)
+            verdict = rule.verify(draft, rows, PhiloxNoise(int(seeds[request]) & LONG))
+            said, kept = [*tree.tokens_at(verdict.path), verdict.next_token], verdict.path
+        assert emitted[request].tolist() == [len(said), *said] + [-1] * (trees.max_depth + 1 - len(said))
+        assert path[request].tolist() == kept + [-1] * (trees.max_depth - len(kept))
+
+
+@KINDS
 @pytest.mark.parametrize("rule", [Rejection(), Block()], ids=["rejection", "block"])
 @pytest.mark.parametrize("seed", range(8))
 def test_chains_are_verified_as_by_the_rules(rule, kinds, seed):
     generator = random.Random(seed)
     sizes = [generator.randrange(8) for _ in range(12)]
-    scores, probs, trees, sampled, seeds, starts = drawn_chains(generator, sizes, generator.choice([4, 30, 400]), kinds)
-    op = {"rejection": sampling_ops.verify_rejection, "block": sampling_ops.verify_block}[rule.name]
-    emitted = op(scores, probs, trees, sampled, seeds, starts)
-    for request, (first, stop) in enumerate(trees.cu_nodes.unfold(0, 2, 1).tolist()):
-        if first == stop:
-            assert emitted[request, 0] == 0
-            continue
-        tree = TokenTree.chain(trees.tokens[first:stop].tolist())
-        draft = Draft(tree, [False, *sampled[first + 1 : stop].tolist()], probs[first:stop])
-        rows = TargetRows(scores[first:stop], int(starts[request]), tree.depths, is_greedy=False)
-        verdict = rule.verify(draft, rows, PhiloxNoise(int(seeds[request]) & LONG))
-        said = [*tree.tokens_at(verdict.path), verdict.next_token]
-        assert emitted[request, : len(said) + 1].tolist() == [len(said), *said]
-        assert (emitted[request, len(said) + 1 :] == -1).all()
+    assert_verified_as_by_the_rule(rule, *drawn_chains(generator, sizes, generator.choice([4, 30, 400]), kinds))
+
+
+@KINDS
+@pytest.mark.parametrize("seed", range(30))
+def test_trees_are_verified_as_by_the_rule(kinds, seed):
+    generator = random.Random(seed)
+    drawn = far_apart(generator, 20, 16, generator.choice([4, 8, 30, 400]), kinds)
+    assert_verified_as_by_the_rule(Rejection(), *drawn)
 
 
 def warped(rows, temperature, top_k, top_p, min_p):
@@ -158,6 +196,15 @@ def test_draft_topk_is_topk_with_the_lower_token_of_equals():
     best = (logits / 0.7).log_softmax(-1).topk(8)
     assert torch.equal(tokens, best.indices) and torch.equal(log_probs, best.values)
     assert sampling_ops.draft_topk(torch.tensor([[1.0, 2.0, 2.0, 2.0, 1.0]]), 4)[0].tolist() == [[1, 2, 3, 0]]
+
+
+def test_draft_draw_is_the_draw_of_the_noise():
+    probs = torch.rand(40, 301) * (torch.rand(40, 301) < 0.5)
+    probs[3] = torch.eye(301)[300]
+    seeds, starts, nodes = [0, LONG, 1 << 63, 0x0123456789ABCDEF] * 10, torch.arange(40) * 99, torch.arange(40) % 70
+    found = sampling_ops.draft_draw(probs, torch.tensor([as_signed(seed) for seed in seeds]), starts, nodes)
+    for row, seed in enumerate(seeds):
+        assert found[row] == PhiloxNoise(seed).draft_token(probs[row], int(starts[row]), int(nodes[row]), 0)
 
 
 def test_a_body_is_run_or_refused(monkeypatch):

@@ -20,14 +20,14 @@ def doubles(*shape):
     return torch.zeros(shape, dtype=torch.float64)
 
 
-def trees():
-    count = REQUESTS * NODES
+def trees(num_nodes=NODES, max_depth=NODES - 1):
+    count = REQUESTS * num_nodes
     rows = integers(count, dtype=torch.int64), integers(count), integers(count)
-    return PackedTrees(*rows, integers(REQUESTS + 1), NODES, NODES - 1)
+    return PackedTrees(*rows, integers(REQUESTS + 1), num_nodes, max_depth)
 
 
-def rows(dtype=torch.float32):
-    return torch.empty(REQUESTS * NODES, VOCAB, dtype=dtype)
+def rows(dtype=torch.float32, num_nodes=NODES):
+    return torch.empty(REQUESTS * num_nodes, VOCAB, dtype=dtype)
 
 
 def cache():
@@ -36,6 +36,14 @@ def cache():
     for groups, moves in ((REQUESTS, NODES), (2, 16), (1, cache_kernels.MAX_MOVES)):
         slots = integers(groups, moves, dtype=torch.int64)
         cache_kernels.move_rows(Layers(pool), slots, slots)
+
+
+def cache_in_eight_bits():
+    pool = [torch.empty(64, 8, 128, dtype=torch.float8_e4m3fn) for _ in range(4)]
+    rows = torch.empty(8, 8, 128, dtype=torch.bfloat16)
+    cache_kernels.kv_write(pool[0], pool[1], rows, rows, integers(8), torch.ones(2, 8))
+    slots = integers(REQUESTS, NODES, dtype=torch.int64)
+    cache_kernels.move_rows(Layers(pool), slots, slots)
 
 
 def draw():
@@ -47,9 +55,14 @@ def draw():
 
 
 def verify():
-    sampled, seeds = integers(REQUESTS * NODES, dtype=torch.bool), integers(REQUESTS, dtype=torch.int64)
-    verify_kernels.verify_rejection(rows(), rows(), trees(), sampled, seeds, integers(REQUESTS))
-    verify_kernels.verify_block(rows(), rows(), trees(), sampled, seeds, integers(REQUESTS))
+    seeds, starts = integers(REQUESTS, dtype=torch.int64), integers(REQUESTS)
+    for num_nodes, max_depth in ((NODES, NODES - 1), (64, 10), (128, 12)):
+        sampled = integers(REQUESTS * num_nodes, dtype=torch.bool)
+        for probs in (rows(num_nodes=num_nodes), None):
+            drafted = rows(num_nodes=num_nodes), probs, trees(num_nodes, max_depth)
+            verify_kernels.verify_rejection(*drafted, sampled, seeds, starts)
+    sampled = integers(REQUESTS * NODES, dtype=torch.bool)
+    verify_kernels.verify_block(rows(), rows(), trees(), sampled, seeds, starts)
 
 
 def warp():
@@ -66,16 +79,18 @@ def penalties():
 def draft():
     draft_kernels.draft_topk(rows(torch.bfloat16), 8)
     draft_kernels.draft_topk(rows(), 64, doubles(REQUESTS * NODES))
+    counts = integers(REQUESTS * NODES)
+    draft_kernels.draft_draw(rows(), counts.long(), counts, counts)
 
 
 # Kernels that read or write whole rows; the others look at a few numbers.
 LOADS = ["_kv_write_kernel", "_move_rows_kernel", "_best_parts_kernel", "parts_kernel", "left_kernel"]
-LOADS += ["_warp_kernel", "_penalize_kernel", "_topk_parts_kernel"]
+LOADS += ["walk_kernel", "_warp_kernel", "_penalize_kernel", "_topk_parts_kernel", "_sum_parts_kernel"]
 STORES = ["_kv_write_kernel", "_move_rows_kernel", "_warp_kernel", "_penalize_kernel"]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("calls", [cache, draw, verify, warp, penalties, draft])
+@pytest.mark.parametrize("calls", [cache, cache_in_eight_bits, draw, verify, warp, penalties, draft])
 def test_kernels_do_not_spill_and_copy_sixteen_bytes_at_a_time(calls, capability, monkeypatch):
     with building(capability, monkeypatch) as builds:
         calls()

@@ -1,4 +1,4 @@
-"""The best tokens of a row: the kernel against its twin; scratch memory is poisoned."""
+"""The best tokens of a row, and drawn ones: the kernels against their twins; scratch memory is poisoned."""
 
 import random
 
@@ -45,6 +45,26 @@ def test_draft_topk(seed, tile, monkeypatch):
     assert (((log_probs - wanted_log_probs) / scale).abs() < ROUNDING).all()
 
 
+@pytest.mark.parametrize("tile", [32, 2048])
+@pytest.mark.parametrize("vocab", [1, 32, 33, 300])
+def test_draft_draw(vocab, tile, monkeypatch):
+    monkeypatch.setattr(draft_kernels, "TILE", tile)
+    probs = torch.rand(30, vocab) * (torch.rand(30, vocab) < 0.7)
+    probs[:, vocab // 2] += 0.1
+    probs[3] = torch.eye(vocab)[vocab - 1] * 1e-30
+    probs[4] = torch.eye(vocab)[0] * 1e30
+    seeds = torch.randint(-(1 << 62), 1 << 62, (30,))
+    seeds[:3] = torch.tensor([0, -1, (1 << 63) - 1])
+    starts, nodes = torch.randint(1, 1 << 20, (30,), dtype=torch.int32), torch.randint(0, 1 << 16, (30,))
+    for rows in (inside(probs, 5), probs.bfloat16(), probs.T.contiguous().T):
+        wanted = reference_sampling.draft_draw(rows, seeds, starts, nodes)
+        assert torch.equal(draft_kernels.draft_draw(rows, seeds, starts, nodes), wanted)
+        assert (rows.gather(1, wanted[:, None]) > 0).all()
+    assert torch.equal(draft_kernels.draft_draw(rows, seeds, starts.long(), nodes.int()), wanted)
+
+
 def test_no_rows():
     tokens, log_probs = draft_kernels.draft_topk(torch.zeros(0, 9), 4)
     assert tokens.shape == log_probs.shape == (0, 4)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert draft_kernels.draft_draw(torch.zeros(0, 9), nothing, nothing, nothing).shape == (0,)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specdec.kernels import draw_kernels, reference, reference_sampling, reference_verify, verify_kernels
-from tests.toys.packed import drawn_chains, forest, inside
+from tests.toys.packed import drawn_chains, far_apart, forest, inside
 
 NAN = float("nan")
 
@@ -78,8 +78,7 @@ def test_walk(seed):
     trees = forest(generator, generator.choice([1, 2, 4]), max_nodes, sizes)
     targets = torch.tensor([generator.randrange(3) for _ in trees.tokens])
     wanted = reference_sampling.walk(trees, targets)
-    found = draw_kernels.walk(trees, targets)
-    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    assert_same(draw_kernels.walk(trees, targets), wanted)
 
 
 @pytest.mark.parametrize("kinds", [[True], [False], [True, True, False]], ids=["sampled", "chosen", "mixed"])
@@ -91,9 +90,22 @@ def test_chains_are_verified_as_by_the_twin(rule, kinds, seed, tile):
     scores, probs, *rest = drawn_chains(generator, sizes, [4, 65, 128, 200, 30][seed], kinds)
     scores, probs = inside(scores, 3), inside(probs, 6)
     wanted = getattr(reference_verify, rule)(scores, probs, *rest)
-    assert torch.equal(getattr(verify_kernels, rule)(scores, probs, *rest), wanted)
+    assert_same(getattr(verify_kernels, rule)(scores, probs, *rest), wanted)
     if kinds == [False]:
-        assert torch.equal(getattr(verify_kernels, rule)(scores, None, *rest), wanted)
+        assert_same(getattr(verify_kernels, rule)(scores, None, *rest), wanted)
+
+
+@pytest.mark.parametrize("kinds", [[True], [False], [True, False]], ids=["sampled", "chosen", "mixed"])
+@pytest.mark.parametrize("seed", range(6))
+def test_trees_are_verified_as_by_the_twin(kinds, seed, tile):
+    generator = random.Random(seed)
+    scores, probs, *rest = far_apart(generator, [6, 20, 33][seed % 3], 8, [4, 6, 12, 70, 130, 6][seed], kinds)
+    wanted = reference_verify.verify_rejection(scores, probs, *rest)
+    assert_same(verify_kernels.verify_rejection(inside(scores, 3), inside(probs, 6), *rest), wanted)
+
+
+def assert_same(found, wanted):
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("rule", ["verify_rejection", "verify_block"])
@@ -110,8 +122,8 @@ def test_equal_p_and_q_accept_everything_and_far_ones_nothing(rule, tile):
         probs[row, p[row].argmax()] *= 50
     args = scores, probs, trees, sampled, seeds, starts
     wanted = getattr(reference_verify, rule)(*args)
-    assert wanted[:, 0].tolist() == [4, 1, 1, 1, 1, 1] and wanted[1, 1] != 0
-    assert torch.equal(getattr(verify_kernels, rule)(*args), wanted)
+    assert wanted[0][:, 0].tolist() == [4, 1, 1, 1, 1, 1] and wanted[0][1, 1] != 0
+    assert_same(getattr(verify_kernels, rule)(*args), wanted)
 
 
 @pytest.mark.parametrize("rule", ["verify_rejection", "verify_block"])
@@ -119,7 +131,7 @@ def test_a_sampled_token_without_q_is_reported(rule):
     scores, probs, trees, sampled, seeds, starts = drawn_chains(random.Random(2), [3, 0, 3], 40, [True])
     probs[4, trees.tokens[5]] = 0.0
     for body in (reference_verify, verify_kernels):
-        counts = getattr(body, rule)(scores, probs, trees, sampled, seeds, starts)[:, 0].tolist()
+        counts = getattr(body, rule)(scores, probs, trees, sampled, seeds, starts)[0][:, 0].tolist()
         assert counts[0] > 0 and counts[1:] == [0, -1]
-        counts = getattr(body, rule)(scores, None, trees, sampled, seeds, starts)[:, 0].tolist()
+        counts = getattr(body, rule)(scores, None, trees, sampled, seeds, starts)[0][:, 0].tolist()
         assert counts == [-1, 0, -1]
