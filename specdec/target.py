@@ -58,8 +58,8 @@ class PagedModel:
         check: whether to compare a short tree with plain forward passes before the model is used.
         learned: what another `PagedModel` of the same model learned; the check is not made again.
         graphs: whether forward passes of a bucketed shape are captured as CUDA graphs and replayed, see `graphs`.
-            For a model on one GPU whose weights stay where they are; such a model brings a `cache` along, which
-            `generate` uses, for graphs are bound to its storage.
+            For a model on one GPU whose weights stay where they are; it brings a `cache` along, since graphs are bound
+            to its storage.
 
     Raises:
         ValueError: the model cannot be run this way; the message says why.
@@ -77,7 +77,7 @@ class PagedModel:
         torch.Size([3, 32])
     """
 
-    cache: PagedKVCache | None = None  # that graphs are bound to
+    cache: PagedKVCache | None = None  # that `generate` uses; None for a new one each time. May be set.
     replayed: Replayed | None = None  # what is launched around the captured passes
     _graphs: Graphs | None = None  # once the model is known to work
     _is_running = False  # with our attention

@@ -152,3 +152,13 @@ def test_captured_rounds_read_and_write_eight_bits_too(eight_bits, monkeypatch, 
         assert torch.equal(found, wanted)
     assert captured.graph_report.num_replayed > 5
     assert captured.cache.pool("target").stored(0).scales is not None
+
+
+def test_generate_takes_the_cache_of_its_target():
+    model = tiny_model("llama")
+    target = PagedModel(model)
+    exact = specdec.generate(target, **BATCH, **GREEDY)
+    target.cache = PagedKVCache(kv_cache_dtype="fp8")
+    rounded = [specdec.generate(target, **BATCH, drafter=drafter, **GREEDY) for drafter in (None, "ngram")]
+    assert torch.equal(*rounded) and not torch.equal(rounded[0], exact)
+    assert target.cache.num_free_pages == target.cache.num_pages
