@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from specdec.kernels import cache_kernels, draft_kernels, draw_kernels, penalty_kernels, verify_kernels, warp_kernels
+from specdec.kernels import (
+    ancestor_kernels,
+    cache_kernels,
+    draft_kernels,
+    draw_kernels,
+    growth_kernels,
+    penalty_kernels,
+    verify_kernels,
+    warp_kernels,
+)
 from specdec.kernels.layers import Layers
-from specdec.kernels.trees import PackedTrees
+from specdec.kernels.trees import GrowingTrees, Growth, PackedTrees
 from tests.toys.compiled import SHARED_BYTES, building
 
 VOCAB, REQUESTS, NODES = 128_256, 8, 8  # of Llama 3; a power of two is not the general case
@@ -83,6 +92,23 @@ def draft():
     draft_kernels.draft_draw(rows(), counts.long(), counts, counts)
 
 
+def growth():
+    for width, depth, num_nodes in ((4, 5, 16), (10, 6, 60), (16, 10, 127)):
+        growing = GrowingTrees.empty(REQUESTS, Growth(width, depth, num_nodes), torch.device("cpu"))
+        growth_kernels.plant(growing, integers(REQUESTS, dtype=torch.int64))
+        for level in (1, 2, 3):
+            shape = REQUESTS, 1 if level == 1 else width, width
+            growth_kernels.grow(
+                growing, integers(*shape, dtype=torch.int64), torch.zeros(shape), integers(REQUESTS), level
+            )
+        kept, _ = growth_kernels.prune(growing)
+        for each in (growing.runs, kept):
+            num_words = -(-each.max_nodes // 64)
+            ancestor_kernels.write_ancestors(
+                each, torch.zeros(len(each.tokens), num_words).long(), integers(len(each.tokens))
+            )
+
+
 # Kernels that read or write whole rows; the others look at a few numbers.
 LOADS = ["_kv_write_kernel", "_move_rows_kernel", "_best_parts_kernel", "parts_kernel", "left_kernel"]
 LOADS += ["walk_kernel", "_warp_kernel", "_penalize_kernel", "_topk_parts_kernel", "_sum_parts_kernel"]
@@ -90,7 +116,7 @@ STORES = ["_kv_write_kernel", "_move_rows_kernel", "_warp_kernel", "_penalize_ke
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("calls", [cache, cache_in_eight_bits, draw, verify, warp, penalties, draft])
+@pytest.mark.parametrize("calls", [cache, cache_in_eight_bits, draw, verify, warp, penalties, draft, growth])
 def test_kernels_do_not_spill_and_copy_sixteen_bytes_at_a_time(calls, capability, monkeypatch):
     with building(capability, monkeypatch) as builds:
         calls()
@@ -103,6 +129,6 @@ def test_kernels_do_not_spill_and_copy_sixteen_bytes_at_a_time(calls, capability
 
 def test_the_named_kernels_are_those_that_are_built(monkeypatch):
     with building(90, monkeypatch) as builds:
-        for calls in (cache, draw, verify, warp, penalties, draft):
+        for calls in (cache, draw, verify, warp, penalties, draft, growth):
             calls()
     assert set(LOADS) | set(STORES) <= {build.name for build in builds}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from specdec.kernels.rows import Scoring
-from tests.project import ROOT
+from tests.toys.planted import copy_kernels
 from tests.toys.ragged import CONTIGUOUS, Shape, batch_of, chain, error_of, random_tree
 
 SOUND, WRONG = 1e-5, 1e-3  # relative errors in float32: rounding, and what no rounding explains
@@ -74,14 +74,7 @@ def copied(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def copy(name, changed=None, old="", new=""):
-        (tmp_path / name).mkdir()
-        for path in (ROOT / "kernels").glob("*.py"):
-            text = path.read_text()
-            if path.stem == f"tree_{changed}":
-                assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path.name}"
-                text = text.replace(old, new)
-            (tmp_path / name / path.name).write_text(text)
-        return name
+        return copy_kernels(tmp_path, name, changed and f"tree_{changed}", old, new)
 
     return copy
 
