@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from specdec.events import Round
 from specdec.generation import speculate
-from specdec.methods import DRAFTERS, build_drafter, paged
+from specdec.methods import DRAFTERS, HEADS, build_drafter, paged
 from specdec.target import PagedModel
 
 from .loading import Models
@@ -92,7 +92,8 @@ def available(models: Models, decoding: Decoding) -> dict[str, dict[str, Any] | 
     if models.draft is None:
         del table[ASSISTED]
     given = set() if models.draft is None else {"model"}
-    for name, spec in {**{name: {"method": name} for name in DRAFTERS}, **VARIANTS}.items():
+    named = {name: {"method": name} for name in DRAFTERS if name not in HEADS}
+    for name, spec in {**named, **VARIANTS}.items():
         if _required(spec["method"]) <= given and (decoding.do_sample or name not in ONLY_SAMPLING):
             table[f"{OURS} {name}"] = drafter_options(spec, models, decoding.num_speculative_tokens)
     return table

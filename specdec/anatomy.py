@@ -2,13 +2,17 @@
 
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+
+from .features import LAST
 
 SWITCH = "_attn_implementation_internal"  # the attribute of a config that names the attention function
 # What configs call the longest context.
@@ -50,13 +54,37 @@ def options_of(model: PreTrainedModel) -> tuple[bool, bool]:
     return "logits_to_keep" in parameters, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def layer_of(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The module whose output is this feature layer: a decoder layer, or for `LAST` all of them and the last norm.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
-    layers = next(lists, None)
+    owned = ((owner, child) for owner in model.modules() for child in owner.children())
+    lists = ((owner, child) for owner, child in owned if isinstance(child, nn.ModuleList) and len(child) == count)
+    owner, layers = next(lists, (model, None))
     if layers is None:
         raise ValueError(f"expected a list of {count} layers in the model, got none; use a drafter without features")
-    return layers
+    if layer == LAST:
+        return owner
+    if not 0 <= layer < count:
+        raise ValueError(
+            f"expected feature_layers from 0 to {count - 1}, got {layer}; 0 is the first layer, "
+            f"{LAST} what the language model head reads"
+        )
+    return layers[layer]
+
+
+def hooked(model: PreTrainedModel, layers: Iterable[int], keep: Callable[[int, Tensor], None]) -> list[RemovableHandle]:
+    """Hooks that hand over the output [1, rows, hidden] of each of these feature layers, whenever the model runs."""
+
+    def hook(layer: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        rows: Tensor = output if isinstance(output, Tensor) else output[0]
+        keep(layer, rows[0] if rows.dim() > 3 else rows)  # of several streams (Gemma 3n) the first is the active one
+
+    modules = {layer: layer_of(model, layer) for layer in layers}  # all are there before one is hooked
+    return [module.register_forward_hook(partial(hook, layer)) for layer, module in modules.items()]
 
 
 def logits_of(output: Any) -> Tensor:  # [b, t, vocab]

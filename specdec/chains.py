@@ -10,9 +10,8 @@ from torch import Tensor
 from .cache import PagedKVCache
 from .kernels.ops import argmax, entries
 from .protocols import Noise, RequestView
-from .rollout import catch_up, known, running
+from .rollout import DraftNetwork, catch_up, known, running
 from .sampling import Context
-from .target import PagedModel
 from .tree import TokenTree
 from .types import Draft
 
@@ -90,7 +89,7 @@ Final: TypeAlias = Callable[[Sequence[Chain], Tensor], Tensor]
 
 
 def grow_chains(
-    model: PagedModel, cache: PagedKVCache, chains: Sequence[Chain], final: Final | None, threshold: float = 0.0
+    model: DraftNetwork, cache: PagedKVCache, chains: Sequence[Chain], final: Final | None, threshold: float = 0.0
 ) -> None:
     """Drafts for all chains at once, until each is done or its last token's own probability is below `threshold`.
 

@@ -43,7 +43,14 @@ class Scores:
     """What a model says after the wanted nodes of all chunks, one chunk after the other."""
 
     logits: Tensor  # [sum of num_logits, vocab], as the model gives them
-    features: Tensor | None  # [sum of num_logits, num_layers * hidden]: outputs of the feature layers side by side
+    features: Tensor | None  # [rows computed, num_layers * hidden]: outputs of the feature layers side by side
+
+    def split_features(self, chunks: Sequence[Chunk]) -> Sequence[Tensor | None]:
+        """Those of each chunk, [its rows, num_layers * hidden]."""
+        if self.features is None:
+            return [None] * len(chunks)
+        parts: tuple[Tensor, ...] = self.features.split([chunk.num_rows for chunk in chunks])
+        return parts
 
 
 class Packed(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self, TypeVar
@@ -12,7 +13,8 @@ from torch import Tensor
 from .batched import BatchDecider
 from .cache import CacheFull, PagedKVCache, PageTable
 from .events import Clock, Round, Step
-from .protocols import Drafter, Verifier
+from .feed import features_of, feed_of
+from .protocols import Drafter, Verifier, is_foreign
 from .request import LiveRequest, Request
 from .target import Chunk, PagedModel
 from .tree import TokenTree
@@ -62,6 +64,7 @@ class Engine:
         self._waiting: deque[tuple[int, Request, list[int]]] = deque()
         self._live: list[LiveRequest] = []
         self._is_full = False  # a request was preempted, and none has ended since
+        self._feed = feed_of(target, drafter, cache, self.options.max_prefill_tokens)
 
     def rounds(self, requests: Iterable[Request]) -> Generator[Round]:
         """Rounds until every request has finished; request ids count from 0 in the order given.
@@ -70,15 +73,16 @@ class Engine:
         """
         self._waiting.extend((rank, request, list(request.tokens)) for rank, request in enumerate(requests))
         # Tensors that foreign code keeps must be ordinary ones; without such code all of a round is cheaper.
-        is_foreign = any(_is_foreign(part) for part in (self.drafter, self.verifier)) or any(
+        has_foreign = any(is_foreign(part) for part in (self.drafter, self.verifier)) or any(
             each.sampler.reads_prefix or each.stopping.asks_others for _, each, _ in self._waiting
         )
-        mode = torch.no_grad() if is_foreign else torch.inference_mode()
+        mode = torch.no_grad() if has_foreign else torch.inference_mode()
         try:
-            while self._waiting or self._live:
-                with mode:
-                    event = self._round()
-                yield event
+            with nullcontext() if self._feed is None else self._feed.tapped():
+                while self._waiting or self._live:
+                    with mode:
+                        event = self._round()
+                    yield event
         finally:
             self._stop()
 
@@ -101,7 +105,7 @@ class Engine:
         is_prefill = any(not live.is_prefilled for live in self._live)
         steps = self._emit(drafts, verdicts, scores, raw.logits)
         clock.lap("host")
-        self._commit(verdicts, steps)
+        self._commit(verdicts, steps, raw.split_features(chunks))
         clock.lap("cache")
         num_rows = num_early + sum(chunk.num_rows for chunk in chunks)
         return Round(tuple(steps), clock.seconds(), num_rows, is_prefill)
@@ -136,7 +140,8 @@ class Engine:
                 self._waiting.append((rank, request, tokens))  # its pages are there next round
                 continue
             table = self._open(request, tokens, twin)
-            live = LiveRequest(rank, request, tokens, table, self.cache)
+            features = None if self._feed is None else features_of(table, twin.view if twin else None)
+            live = LiveRequest(rank, request, tokens, table, self.cache, features)
             self._live.append(live)
             budget -= live.missing
 
@@ -197,8 +202,9 @@ class Engine:
             while live.missing >= size:
                 piece = TokenTree.chain(live.tokens[live.table.length :][:size])
                 self.cache.stage(live.table, len(piece))
-                self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
+                raw = self.target.score(self.cache, [Chunk(live.table, live.table.length, piece)])
                 self.cache.commit(live.table, list(range(1, len(piece))), piece.tokens)
+                live.keep_features(raw.features, range(len(piece)))
                 num_rows += len(piece)
         return num_rows
 
@@ -210,7 +216,7 @@ class Engine:
             views = [self._live[index].view for index in ready]
             budgets = [self._budget(self._live[index]) for index in ready]
             noises = [self._live[index].request.noise for index in ready]
-            proposals = self.drafter.propose(views, budgets, noises)
+            proposals = (self._feed or self.drafter).propose(views, budgets, noises)
             for index, draft, budget in zip(ready, proposals, budgets, strict=True):
                 draft.require_sound(self._live[index].tokens[-1], budget, self.target.vocab_size)
                 drafts[index] = draft
@@ -271,15 +277,16 @@ class Engine:
             first += len(draft)
         return steps
 
-    def _commit(self, verdicts: Sequence[Verdict], steps: Sequence[Step]) -> None:
+    def _commit(self, verdicts: Sequence[Verdict], steps: Sequence[Step], features: Sequence[Tensor | None]) -> None:
         """Keeps the rows of what was emitted, its last token excepted: that one is pending."""
         ended = []
-        for live, verdict, step in zip(list(self._live), verdicts, steps, strict=True):
+        for live, verdict, step, rows in zip(list(self._live), verdicts, steps, features, strict=True):
             missing = live.missing
             path = verdict.path[: len(step.tokens) - 1]
             kept = [*range(1, missing + 1), *(missing + node for node in path)]
             live.tokens.extend(step.tokens)
             self.cache.commit(live.table, kept, live.tokens[live.table.length : -1])
+            live.keep_features(rows, [0, *kept])
             if step.finish_reason is not None:
                 ended.append(live)
                 live.request.sampler.forget(live.request.row)
@@ -290,7 +297,3 @@ class Engine:
         if ended:
             self._is_full = False
             self._forget(ended)
-
-
-def _is_foreign(part: object) -> bool:
-    return part is not None and not type(part).__module__.startswith("specdec.")

@@ -21,17 +21,9 @@ from .chunk import Chunk, Inputs, Packed, inputs_of, step_inputs
 from .kernels.ops import argmax
 from .pool import KVPool
 
-Output = tuple[Tensor, dict[int, Tensor]]  # logits and the outputs of feature layers
+Output = tuple[Tensor, dict[int, Tensor]]  # logits [rows wanted, vocab]; feature layer -> output [1, rows, hidden]
 
 MAX_DIFFERENCE = 2.0**-5  # of a replayed from an eager logit, over the largest: libraries may pick another algorithm
-
-
-class Passed(NamedTuple):
-    """What a forward pass gives."""
-
-    logits: Tensor  # [sum of wanted, vocab]
-    taps: dict[int, Tensor]  # feature layer -> its output [1, rows, hidden]
-    keep: Tensor | int  # the rows that `logits` belong to
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +85,7 @@ class Graphs:
             self._place = pool, pool.num_grown, weights
 
     @torch.inference_mode()  # what stays was made in it, and may be changed in it only
-    def run(self, cache: PagedKVCache, given: Inputs, layers: tuple[int, ...]) -> Passed | None:
+    def run(self, cache: PagedKVCache, given: Inputs, layers: tuple[int, ...]) -> Output | None:
         """What the pass gives, with the outputs of these layers; None if it is to be run eagerly.
 
         The logits are good until the next pass.
@@ -108,9 +100,8 @@ class Graphs:
         if graph is None:
             return None
         (logits, taps), num_rows, num_logits = graph.output, len(given.tokens), sum(given.wanted)
-        keep = graph.forwards[0].packed.keep
         taps = {layer: rows[:, :num_rows].clone() for layer, rows in taps.items()}  # they are kept for longer
-        return Passed(logits[:num_logits], taps, keep if isinstance(keep, int) else keep[:num_logits])
+        return logits[:num_logits], taps
 
     @torch.inference_mode()
     def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int, last_id: int) -> list[list[int]] | None:

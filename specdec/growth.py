@@ -1,6 +1,6 @@
-"""How draft trees grow: best first by the drafter's own probabilities, or drawn in a shape fixed beforehand.
+"""How draft trees grow: best first by the drafter's own probabilities, or in a shape fixed beforehand, chosen or drawn.
 
-Both grow level by level: the caller runs its model on `frontier`, the nodes whose continuations are wanted next, and
+All grow level by level: the caller runs its model on `frontier`, the nodes whose continuations are wanted next, and
 hands the rows to `expand`, until the frontier is empty. Chains are drafted in chains.py.
 """
 
@@ -165,32 +165,102 @@ class Drawn:
         return Draft(tree, [False] + [True] * (len(tree) - 1), probs, source=source)
 
 
-def static_shape(acceptance: Sequence[float], num_nodes: int, depth: int) -> list[int]:
-    """The parents of the tree of at most `num_nodes` drafted nodes that is expected to be accepted deepest.
+class Ranked:
+    """A tree of chosen nodes in a shape that was fixed beforehand: which ranks are tried below which (Medusa,
+    2401.10774, section 2.1.2).
 
-    `acceptance[r]` is the probability that the child of rank r is accepted if its parent was, falling with r. The value
-    of a tree is the sum of its nodes' path products, so the best one holds the largest products (Sequoia, 2402.12374,
-    section 3.1; algorithms.md 5.3). Nodes come level by level, children side by side in order of rank; the root is
-    node 0 and not counted.
+    Args:
+        pending: token of the root.
+        choices: of each node the ranks on the way to it, parents included, as `best_choices` gives them.
+        depth: of the deepest node; choices further down are left out.
+        threshold: a node whose own probability is below it stays, but gets no children.
+
+    Example:
+        >>> tree = Ranked(pending=9, choices=[(0,), (1,), (1, 0)], depth=2)
+        >>> tree.expand([[4, 5]], [[-0.1, -2.5]])
+        >>> tree.expand([[6, 7]], [[-0.2, -1.7]])  # below 5, which is the only one with children
+        >>> draft = tree.draft("example").tree
+        >>> draft.tokens, draft.parents
+        ([9, 4, 5, 6], [-1, 0, 0, 2])
+    """
+
+    def __init__(self, pending: int, choices: Sequence[Sequence[int]], depth: int, threshold: float = 0.0) -> None:
+        self.tokens, self.parents, self._scores = [pending], [-1], [0.0]
+        self._log_threshold = math.log(threshold) if threshold > 0 else -math.inf
+        self._ranks: dict[tuple[int, ...], list[int]] = {}  # path of ranks -> ranks tried below it
+        for path in choices:
+            if len(path) <= depth:
+                self._ranks.setdefault(tuple(path[:-1]), []).append(path[-1])
+        self._paths: list[tuple[int, ...]] = [()]  # of each node
+        self.frontier = [0] if () in self._ranks else []
+
+    def expand(self, tokens: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]]) -> None:
+        """Adds children to the frontier: per frontier node the tokens and their log-probabilities, best first."""
+        frontier = []
+        for parent, row, row_log_probs in zip(self.frontier, tokens, log_probs, strict=True):
+            path = self._paths[parent]
+            for rank in self._ranks[path]:
+                if rank >= len(row) or row_log_probs[rank] == -math.inf:
+                    continue
+                if (*path, rank) in self._ranks and row_log_probs[rank] >= self._log_threshold:
+                    frontier.append(len(self.tokens))
+                self.tokens.append(row[rank])
+                self.parents.append(parent)
+                self._paths.append((*path, rank))
+                self._scores.append(self._scores[parent] + row_log_probs[rank])
+        self.frontier = frontier
+
+    def draft(self, source: str) -> Draft:
+        """All nodes as a draft, with their scores."""
+        return Draft.chosen(TokenTree(self.tokens, self.parents), source, torch.tensor(self._scores))
+
+
+def best_choices(acceptance: Sequence[Sequence[float]], num_nodes: int) -> list[tuple[int, ...]]:
+    """The tree of at most `num_nodes` drafted nodes that is expected to be accepted deepest, its nodes as rank paths.
+
+    `acceptance[d][r]` is the probability that the node of rank r at depth d + 1 is accepted if its parent was, falling
+    with r: a guess, counts of a calibration, or what a drafter says of this text, in which case the tree is that of
+    DDTree (2604.12989). The value of a tree is the sum of its nodes' path products, so the best one holds the largest
+    products (Sequoia, 2402.12374, section 3.1; algorithms.md 5.3).
+
+    Example:
+        >>> best_choices([[0.6, 0.3], [0.5, 0.4]], num_nodes=4)
+        [(0,), (1,), (0, 0), (0, 1)]
+    """
+    costs = [[-math.log(value) for value in row if value > 0] for row in acceptance]
+    kept: list[tuple[int, ...]] = []
+    heap: list[tuple[float, int, tuple[int, ...], float]] = []  # cost, depth, path, cost of the parent
+    if costs and costs[0]:
+        heap.append((costs[0][0], 1, (0,), 0.0))
+    while heap and len(kept) < num_nodes:
+        cost, depth, path, above = heapq.heappop(heap)
+        kept.append(path)
+        rank, level = path[-1] + 1, costs[depth - 1]
+        if rank < len(level):
+            heapq.heappush(heap, (above + level[rank], depth, (*path[:-1], rank), above))
+        if depth < len(costs) and costs[depth]:
+            heapq.heappush(heap, (cost + costs[depth][0], depth + 1, (*path, 0), cost))
+    return sorted(kept, key=lambda path: (len(path), path))
+
+
+def parents_of(choices: Sequence[Sequence[int]]) -> list[int]:
+    """The parents of a tree whose nodes are these rank paths, level by level, in the order given; the root is node 0.
+
+    Example:
+        >>> parents_of([(0,), (1,), (1, 0)])
+        [-1, 0, 0, 2]
+    """
+    places: dict[tuple[int, ...], int] = {(): 0}
+    for place, path in enumerate(choices, start=1):
+        places[tuple(path)] = place
+    return [-1, *(places[tuple(path[:-1])] for path in choices)]
+
+
+def static_shape(acceptance: Sequence[float], num_nodes: int, depth: int) -> list[int]:
+    """The parents of the tree of `best_choices` for ranks that are as good at every depth.
 
     Example:
         >>> static_shape([0.6, 0.3], num_nodes=4, depth=2)  # 0.6, 0.36, 0.3, then 0.6 * 0.3 and 0.3 * 0.6: a tie
         [-1, 0, 0, 1, 1]
     """
-    costs = [-math.log(value) for value in acceptance if value > 0]
-
-    def entry(path: tuple[int, ...]) -> tuple[float, int, tuple[int, ...]]:  # a node is the ranks on the way to it
-        return math.fsum(costs[rank] for rank in path), len(path), path
-
-    kept: list[tuple[int, ...]] = [()]
-    heap = [entry((0,))] if depth and costs else []
-    while heap and len(kept) <= num_nodes:
-        *_, path = heapq.heappop(heap)
-        kept.append(path)
-        if path[-1] + 1 < len(costs):
-            heapq.heappush(heap, entry((*path[:-1], path[-1] + 1)))
-        if len(path) < depth:
-            heapq.heappush(heap, entry((*path, 0)))
-    kept.sort(key=lambda path: (len(path), path))
-    places = {path: place for place, path in enumerate(kept)}
-    return [-1, *(places[path[:-1]] for path in kept[1:])]
+    return parents_of(best_choices([acceptance] * depth, num_nodes))

@@ -10,7 +10,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .checkpoints import load_model
+from .draft_models.dflash import DFlash
 from .draft_models.draft_model import DraftModel, pool_of
+from .draft_models.eagle import Eagle
+from .draft_models.eagle3 import Eagle3
+from .draft_models.medusa import Medusa
 from .draft_models.ngram import NGram
 from .draft_models.replay import Replay
 from .protocols import Drafter, Verifier
@@ -21,7 +25,9 @@ from .verifiers.greedy import Greedy
 from .verifiers.rejection import Rejection
 from .verifiers.sample_and_match import SampleAndMatch
 
-DRAFTERS: dict[str, Callable[..., Drafter]] = {"ngram": NGram, "draft_model": DraftModel, "replay": Replay}
+# Self-draft heads: their `model` is a network that was trained for the target, not a language model.
+HEADS: dict[str, Callable[..., Drafter]] = {"medusa": Medusa, "eagle": Eagle, "eagle3": Eagle3, "dflash": DFlash}
+DRAFTERS: dict[str, Callable[..., Drafter]] = {"ngram": NGram, "draft_model": DraftModel, "replay": Replay, **HEADS}
 VERIFIERS: dict[str, Callable[[], Verifier]] = {
     "greedy": Greedy,
     "sample_and_match": SampleAndMatch,
@@ -115,7 +121,7 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     if missing:
         raise ValueError(f"expected {', '.join(missing)} for the drafter {method!r}, got {sorted(options)}; add it")
-    if isinstance(options.get("model"), str):
+    if isinstance(options.get("model"), str) and method not in HEADS:
         options["model"] = load_model(options["model"], target.dtype, target.device)
     if isinstance(options.get("model"), PreTrainedModel):
         model = options["model"]

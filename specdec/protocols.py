@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from .cache import PagedKVCache, PageTable
+from .features import FeatureRows
 from .sampling import Sampler
 from .types import Draft, DraftBatch, Exactness, TargetRows, Verdict
 
@@ -45,10 +46,12 @@ class Noise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DrafterNeeds:
-    """What a drafter proposes, which decides what rule goes with it."""
+    """What a drafter proposes, which decides what rule goes with it, and what it reads of the target."""
 
     tree: bool = False  # may propose trees, not only chains
     sampled: bool = False  # proposes drawn tokens and says from what
+    feature_layers: tuple[int, ...] = ()  # of the target, whose outputs it reads; 0 is the first, see `features`
+    pool: str | None = None  # where it keeps what it made of them; None if the last row is all it reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class RequestView:
     cache: PagedKVCache  # where a drafter with a model keeps its rows, in a pool of its own
     padding: Sequence[int] = ()  # left padding that processors see before `tokens`
     row: int = 0  # row of the caller's batch, for processors that depend on it
+    features: FeatureRows | None = None  # up to the last committed row, if the drafter wants any
 
     @property
     def seen(self) -> Sequence[int]:
@@ -113,3 +117,13 @@ class BatchVerifier(Verifier, Protocol):
             nodes. What is behind them is -1. The number is -1 if a token that counts as sampled has no q.
         """
         ...
+
+
+def is_foreign(part: object) -> bool:
+    """Whether a part is code of the caller's.
+
+    Example:
+        >>> is_foreign(None), is_foreign("a drafter of one's own")
+        (False, True)
+    """
+    return part is not None and not type(part).__module__.startswith("specdec.")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .cache import PagedKVCache, PageTable
 from .events import Step
+from .features import FeatureRows
 from .protocols import Noise, RequestView
 from .sampling import Context, Sampler
 from .stopping import Stopping
@@ -36,11 +37,20 @@ class LiveRequest:
 
     __slots__ = ("rank", "request", "scores", "table", "tokens", "view")
 
-    def __init__(self, rank: int, request: Request, tokens: list[int], table: PageTable, cache: PagedKVCache) -> None:
+    def __init__(
+        self,
+        rank: int,
+        request: Request,
+        tokens: list[int],
+        table: PageTable,
+        cache: PagedKVCache,
+        features: FeatureRows | None,
+    ) -> None:
         self.rank, self.request, self.tokens, self.table = rank, request, tokens, table
         self.scores: list[Tensor] = []  # final scores of all tokens so far, if they are kept: criteria may read them
         length = len(request.tokens)  # what a drafter sees:
-        self.view = RequestView(rank, tokens, length, table, request.sampler, cache, request.padding, request.row)
+        places = request.padding, request.row
+        self.view = RequestView(rank, tokens, length, table, request.sampler, cache, *places, features)
 
     @property
     def is_prefilled(self) -> bool:
@@ -51,6 +61,11 @@ class LiveRequest:
     def missing(self) -> int:
         """Committed tokens before the pending one that are not in the cache."""
         return len(self.tokens) - 1 - self.table.length
+
+    def keep_features(self, rows: Tensor | None, kept: Sequence[int]) -> None:  # [n, size]
+        """Adds the features of rows `kept` of these, which were committed, if the drafter wants any."""
+        if rows is not None and self.view.features is not None:
+            self.view.features.extend(rows, kept)
 
     def step(self, draft: Draft, verdict: Verdict, kept: Tensor | None, logits: Tensor | None) -> Step:
         """What is emitted: the accepted run, cut where a stop rule says.

@@ -2,21 +2,50 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from .cache import PagedKVCache
-from .growth import BestFirst, Drawn
+from torch import Tensor
+
+from .cache import PagedKVCache, PageTable
+from .chunk import Chunk, Scores
+from .growth import BestFirst, Drawn, Ranked
 from .protocols import RequestView
 from .sampling import Context, Sampler
-from .target import Chunk, PagedModel
 from .tree import TokenTree
 
 MAX_CATCH_UP = 2048  # rows of one request in one forward pass
 
-Growth = TypeVar("Growth", BestFirst, Drawn)
+Growth = TypeVar("Growth", BestFirst, Ranked, Drawn)
 
 
-def catch_up(model: PagedModel, cache: PagedKVCache, view: RequestView) -> Chunk:
+class DraftNetwork(Protocol):
+    """What drafts are made with, token by token: a `PagedModel`, or a head that stands in for one."""
+
+    pool_name: str
+    vocab_size: int  # width of its logits
+    num_embeddings: int  # tokens it can be given
+    max_positions: int
+
+    def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
+        """Logits after the wanted nodes, whose rows are staged; afterwards it counts them as filled."""
+        ...
+
+    def step(
+        self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Logits [b, vocab] after one more row per request, which is the last one."""
+        ...
+
+    def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
+        """The `count` likeliest tokens behind each chunk, whose rows are staged; None to draft them one by one."""
+        ...
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around several calls; their logits are then for reading only."""
+        ...
+
+
+def catch_up(model: DraftNetwork, cache: PagedKVCache, view: RequestView) -> Chunk:
     """The rows that the model missed and the pending token; of very many it runs all but the last ones first."""
     table, stop = view.table, view.table.length + 1
     start = min(table.filled.get(model.pool_name, 0), table.length)
@@ -27,13 +56,13 @@ def catch_up(model: PagedModel, cache: PagedKVCache, view: RequestView) -> Chunk
     return Chunk(table, start, TokenTree.chain(known(view.tokens[start:stop], model)))
 
 
-def known(tokens: Sequence[int], model: PagedModel) -> list[int]:
+def known(tokens: Sequence[int], model: DraftNetwork) -> list[int]:
     """The tokens, the model's last one in place of those it lacks: a target may have more, and a draft may be wrong."""
     last = model.num_embeddings - 1
     return [token if token < last else last for token in tokens]
 
 
-def running(model: PagedModel, samplers: Iterable[Sampler]) -> AbstractContextManager[None]:
+def running(model: DraftNetwork, samplers: Iterable[Sampler]) -> AbstractContextManager[None]:
     """`model.running()` for a whole draft, if its scores need nothing but rows: a processor with a memory or a model of
     its own must not meet our attention and its inference tensors."""
     return nullcontext() if any(sampler.reads_prefix for sampler in samplers) else model.running()
@@ -46,7 +75,7 @@ class Rollout(Generic[Growth]):
            committed    | the pending  | frontier of level 1, of level 2, ...
     """
 
-    def __init__(self, view: RequestView, growth: Growth, model: PagedModel) -> None:
+    def __init__(self, view: RequestView, growth: Growth, model: DraftNetwork) -> None:
         self.view, self.table, self._model = view, view.table, model
         self.growth: Growth = growth
         self._rows = {0: 0}  # node -> row, counted from the pending token's

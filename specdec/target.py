@@ -8,13 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from . import selfcheck
 from .anatomy import (
     attention_configs,
-    decoder_layers,
+    hooked,
     inferring,
     logits_of,
     logits_width_of,
@@ -27,7 +26,7 @@ from .attention import NAME, NAME_COMPILED, AttentionStep, Call, LayerPlan, Runn
 from .cache import PagedKVCache, PageTable
 from .capture import Replayed
 from .chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_of, step_inputs
-from .graphs import GraphReport, Graphs, Passed
+from .graphs import GraphReport, Graphs, Output
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
 
@@ -109,7 +108,7 @@ class PagedModel:
         self._plans: dict[Call, LayerPlan] = {}
         self._packer = Packer(self.device)
         self._now = Running()
-        self._hooks = [self._tap(layer) for layer in dict.fromkeys(self.feature_layers)]
+        self._hooks = hooked(model, set(self.feature_layers), self._keep)
         if learned is not None:
             self._plans = learned.plans
             if width is None:
@@ -156,13 +155,13 @@ class PagedModel:
         return [plan.key for plan in self._plans.values() if plan.is_writer]
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
-        """Logits and features after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
-        logits, taps, keep = self._passed(cache, inputs_of(cache, chunks))
+        """Logits after the wanted nodes, features after all. Rows must be staged; afterwards the pool holds them."""
+        logits, taps = self._passed(cache, inputs_of(cache, chunks))
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
-        features = [_kept(taps[layer][0], keep).to(logits.device) for layer in self.feature_layers]
+        features = [taps[layer][0].to(logits.device) for layer in self.feature_layers]
         if not any(chunk.num_logits for chunk in chunks):
-            logits, features = logits[:0], [feature[:0] for feature in features]
+            logits = logits[:0]
         return Scores(logits, torch.cat(features, -1) if features else None)
 
     def step(
@@ -170,7 +169,7 @@ class PagedModel:
     ) -> Tensor:
         """Logits [b, vocab] after one more row per request: `tokens[i]` at row `rows[i]` of `tables[i]`, behind all
         rows before it. What `score` gives for chunks of one node, with less beside the forward pass."""
-        logits, _, _ = self._passed(cache, step_inputs(cache, tables, rows, tokens))
+        logits, _ = self._passed(cache, step_inputs(cache, tables, rows, tokens))
         for table, row in zip(tables, rows, strict=True):
             table.filled[self.pool_name] = row + 1
         return logits
@@ -186,22 +185,21 @@ class PagedModel:
                 chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree) + count - 1
         return drafted
 
-    def _passed(self, cache: PagedKVCache, given: Inputs) -> Passed:
+    def _passed(self, cache: PagedKVCache, given: Inputs) -> Output:
         if self._graphs is not None:
             self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
             passed = self._graphs.run(cache, given, self.feature_layers)
             if passed is not None:
-                is_kept = torch.is_inference_mode_enabled()
-                return passed if is_kept else passed._replace(logits=passed.logits.clone())
-        packed = self._packer_here().pack(given)
-        return Passed(*self._run(cache, packed), packed.keep)
+                logits, taps = passed
+                return logits if torch.is_inference_mode_enabled() else logits.clone(), taps
+        return self._run(cache, self._packer_here().pack(given))
 
     def _packer_here(self) -> Packer:
         if not self._is_running and self._packer.device != (device := self.device):  # the model was moved
             self._packer = Packer(device)
         return self._packer
 
-    def _run(self, cache: PagedKVCache, packed: Packed) -> tuple[Tensor, dict[int, Tensor]]:
+    def _run(self, cache: PagedKVCache, packed: Packed) -> Output:
         """Logits [rows kept, vocab], and the outputs [1, rows, hidden] of the feature layers."""
         step = AttentionStep(cache.pool(self.pool_name), packed, self._plans or {})
         options: dict[str, Any] = {"specdec_step": step} if self._takes_step else {}
@@ -275,17 +273,22 @@ class PagedModel:
             running_now.reset(token)
             self._is_running = False
 
-    def _tap(self, layer: int) -> RemovableHandle:
-        """A hook that keeps the output of a layer during our forward passes."""
-        layers = decoder_layers(self.model)
-        if not 0 <= layer < len(layers):
-            raise ValueError(f"expected feature_layers from 0 to {len(layers) - 1}, got {layer}; 0 is the first layer")
+    @contextmanager
+    def tapped(self, layers: Sequence[int]) -> Iterator[None]:
+        """While inside, `score` returns the outputs of these layers as features."""
+        found = self.feature_layers
+        hooks = hooked(self.model, set(layers) - set(found), self._keep)
+        try:
+            self.feature_layers = tuple(layers)
+            yield
+        finally:
+            self.feature_layers = found
+            for hook in hooks:
+                hook.remove()
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._taps is not None:
-                self._taps[layer] = output[0] if isinstance(output, tuple) else output
-
-        return layers[layer].register_forward_hook(keep)
+    def _keep(self, layer: int, output: Tensor) -> None:
+        if self._taps is not None:
+            self._taps[layer] = output
 
 
 def _kept(rows: Tensor, keep: Tensor | int) -> Tensor:  # [T, ...] -> [R, ...]

@@ -15,6 +15,7 @@ from specdec.draft_models.ngram import NGram
 from specdec.target import PagedModel
 from tests.toys.drafters import LIES, Liar, Oracle, RandomDraws, RandomTrees, always_wrong
 from tests.toys.models import FAMILIES, real_llama, tiny_model
+from tests.toys.wrong_heads import wrong_heads
 
 NEW_TOKENS = 10
 GREEDY = {"do_sample": False}
@@ -43,6 +44,7 @@ WAYS = {
     "sampled": SAMPLED,
     "sampled processed": SAMPLED_PROCESSED,
 }
+WAYS_OF_HEADS = ("greedy", "sampled processed")  # they draft as draft models do, so these are enough
 
 
 def ragged_prompts(vocab_size: int, count: int) -> dict[str, torch.Tensor]:
@@ -88,7 +90,8 @@ def check_family(model, draft_model, vocab_size: int, batch: int) -> None:
             row[mask.bool()].tolist() for row, mask in zip(plain[:, :width], inputs["attention_mask"], strict=True)
         ]
         texts = [text + row[width:].tolist() for text, row in zip(texts, plain, strict=True)]
-        for name, drafter in drafters(draft_model, texts, vocab_size):
+        heads = wrong_heads(model, vocab_size) if way in WAYS_OF_HEADS else ()
+        for name, drafter in (*drafters(draft_model, texts, vocab_size), *heads):
             ours = specdec.generate(target, **inputs, drafter=drafter, seed=11, verifier="sample_and_match", **options)
             assert torch.equal(ours, plain), f"{way}, {name}: differs from plain decoding"
     target.close()

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from specdec.cache import PagedKVCache
-from specdec.kernels import cache_kernels
 from tests.toys.device import unwaited
 
 pytestmark = pytest.mark.gpu
+cache_kernels = pytest.importorskip("specdec.kernels.cache_kernels")
 
 DEVICE = torch.device("cuda")
 NUM_LAYERS, HEADS, DIM = 32, 8, 128  # of Llama-3.1-8B

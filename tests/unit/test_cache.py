@@ -218,6 +218,20 @@ def test_prefix_is_found_as_long_as_anybody_holds_it():
     cache.check()
 
 
+def test_shared_pages_are_as_full_as_their_holders_have_made_them():
+    """A draft model, or a head, need not run what another request's has run."""
+    cache, prompt = PagedKVCache(page_size=4), list(range(13))
+    one, two = cache.open(prompt), cache.open([*prompt[:9], 99])
+    for table, rows, drafted in ((one, 12, 10), (two, 9, 3)):
+        fill(cache, table, rows)
+        cache.commit(table, chain(rows), prompt[:rows])
+        table.filled["draft"] = drafted
+    assert dict(cache.open(prompt).filled) == {"target": 12, "draft": 10}
+    assert dict(cache.open(prompt[:9]).filled) == {"target": 8, "draft": 8}
+    assert dict(cache.open([*prompt[:5], 99]).filled) == {"target": 4, "draft": 4}
+    cache.check()
+
+
 def test_rewritten_page_is_not_offered_as_it_was():
     cache = PagedKVCache(page_size=2)
     table = cache.open()

@@ -4,58 +4,30 @@ import copy
 import random
 
 import pytest
-import torch
 
 from specdec import rollout
 from specdec.cache import CacheFull
 from specdec.draft_models.draft_model import DraftModel
 from specdec.target import PagedModel
+from tests.toys.recomputed import compare_rows
 from tests.toys.sessions import PROMPTS, VOCAB, Session, rows_after, sampling, tiny_model
 
-TOLERANCE = 1e-10  # float64: only the order of sums differs (measured: below 1e-14)
 MODEL = tiny_model()
 
 
 @pytest.fixture
 def checked(monkeypatch):
     """Compares every row the draft model gives with a from-scratch forward; holds how many were compared."""
-    original, original_step, lines, count, twins = PagedModel.score, PagedModel.step, {}, [], {}
-
-    def score(model, cache, chunks):
-        scores = original(model, cache, chunks)
-        wanted = []
-        for chunk in chunks:
-            known = [*chunk.table.tokens, *lines.get(id(chunk.table), [])[: chunk.start - chunk.table.length]]
-            prefix, tree = known[: chunk.start], chunk.tree
-            assert len(prefix) == chunk.start
-            for node in range(len(tree) - chunk.num_logits, len(tree)):
-                path = [tree.tokens[0], *tree.tokens_at(tree.path_to(node))]
-                wanted.append(rows_after([*prefix, *path], twins[model.model])[-1])
-            lines[id(chunk.table)] = [*prefix, *tree.tokens][chunk.table.length :]
-        if wanted:
-            torch.testing.assert_close(scores.logits, torch.stack(wanted), rtol=0, atol=TOLERANCE)
-        count.append(len(wanted))
-        return scores
-
-    def step(model, cache, tables, rows, tokens):
-        logits, wanted = original_step(model, cache, tables, rows, tokens), []
-        for table, row, token in zip(tables, rows, tokens, strict=True):
-            line = lines[id(table)] = [*lines[id(table)][: row - table.length], token]
-            text = [*table.tokens, *line]
-            assert len(text) == row + 1
-            wanted.append(rows_after(text, twins[model.model])[-1])
-        torch.testing.assert_close(logits, torch.stack(wanted), rtol=0, atol=TOLERANCE)
-        count.append(len(wanted))
-        return logits
+    twins = {}
 
     def watch(drafter):  # from here on: building a drafter runs its model, too
         model = drafter._model.model
         twins[model] = copy.deepcopy(model)  # the model itself is still set to our attention when rows are compared
-        monkeypatch.setattr(PagedModel, "score", score)
-        monkeypatch.setattr(PagedModel, "step", step)
+        watch.count = compare_rows(
+            monkeypatch, PagedModel, lambda paged, tokens, _: rows_after(tokens, twins[paged.model])[-1]
+        )
         return drafter
 
-    watch.count = count
     return watch
 
 

@@ -159,6 +159,14 @@ def test_other_vocabularies_are_refused():
         {"num_tree_nodes": 0},
         {"num_tree_nodes": 4, "tree_width": 0},
         {"tree_width": 2},
+        {"num_tree_nodes": 4, "speculative_token_tree": [(0,)]},
+        {"speculative_token_tree": [(0,), (1, 0)]},
+        {"speculative_token_tree": [(0,), ()]},
+        {"speculative_token_tree": []},
+        {"speculative_token_tree": [(0,), (-1,)]},
+        {"speculative_token_tree": "[(0,"},
+        {"speculative_token_tree": "here"},
+        {"speculative_token_tree": 7},
         {"draft_sample_method": "sampled"},
         {"confidence_threshold": 1.5},
         {"draft_temperature": 0.0, "draft_sample_method": "coupled"},
@@ -169,6 +177,23 @@ def test_other_vocabularies_are_refused():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match=r"expected .* got .*"):
         DraftModel(MODEL, **options)
+
+
+@pytest.mark.parametrize("method", get_args(SampleMethod))
+def test_trees_of_a_given_shape(method):
+    """Written as vLLM writes them; drawn nodes fill it, chosen ones have the ranks."""
+    choices = [(0,), (1,), (0, 0), (0, 1), (1, 0)]
+    for written in (choices, str(choices), [list(path) for path in reversed(choices)]):
+        drafter = DraftModel(MODEL, draft_sample_method=method, speculative_token_tree=written)
+        (draft,) = Session(drafter, PROMPTS[:1], sampling()).propose([9])
+        assert draft.tree.parents == [-1, 0, 0, 1, 1, 2] and drafter.needs.tree
+        (cut,) = Session(drafter, PROMPTS[:1], sampling()).propose([1])
+        assert cut.tree.parents == [-1, 0, 0]
+    if method == "greedy":
+        (first, second), row = draft.tree.tokens[1:3], rows_after(PROMPTS[0], MODEL)[-1]
+        assert [first, second] == row.topk(2).indices.tolist()
+        below = rows_after([*PROMPTS[0], first], MODEL)[-1].topk(2).indices.tolist()
+        assert draft.tree.tokens[3:5] == below
 
 
 def test_needs_say_what_is_proposed():

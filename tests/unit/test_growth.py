@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec.growth import BestFirst, Drawn, static_shape
+from specdec.growth import BestFirst, Drawn, Ranked, best_choices, parents_of, static_shape
 from specdec.noise import PhiloxNoise
 from specdec.rules import without
 
@@ -162,6 +162,72 @@ def test_static_shape_of_width_one_is_a_chain():
     assert static_shape([0.7], 5, 3) == [-1, 0, 1, 2]
     assert static_shape([0.7], 2, 3) == [-1, 0, 1]
     assert static_shape([0.7, 0.2], 4, 0) == [-1]
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(0.01, 0.99), min_size=1, max_size=3).map(lambda row: sorted(row, reverse=True)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_best_choices_have_the_largest_products(acceptance, num_nodes):
+    """Of all rank paths, when ranks are worth something else at every depth."""
+    paths = [p for d in range(len(acceptance)) for p in product(*(range(len(row)) for row in acceptance[: d + 1]))]
+    values = {path: math.prod(acceptance[level][rank] for level, rank in enumerate(path)) for path in paths}
+    choices = best_choices(acceptance, num_nodes)
+    assert len(choices) == min(num_nodes, len(paths)) == len(set(choices))
+    best = sorted(values.values(), reverse=True)[:num_nodes]
+    assert sorted((values[path] for path in choices), reverse=True) == pytest.approx(best)
+    assert all(path[:-1] in {(), *choices} for path in choices) and choices == sorted(
+        choices, key=lambda p: (len(p), p)
+    )
+    assert all(parent < node for node, parent in enumerate(parents_of(choices)))
+
+
+def test_nothing_is_chosen_where_nothing_can_be_accepted():
+    assert best_choices([], 5) == best_choices([[0.0]], 5) == []
+    assert best_choices([[0.5], [0.0, 0.0]], 5) == [(0,)]
+
+
+CHOICES = [(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (3, 4), (0, 2, 1)]
+
+
+def ranked(choices=CHOICES, depth=3, threshold=0.0, excluded=()):
+    tree = Ranked(9, choices, depth, threshold)
+    while tree.frontier:
+        rows = [log_probs_after(path_of(tree, node)) for node in tree.frontier]
+        for row in rows:
+            row[list(excluded)] = -math.inf
+        rows = [row.topk(VOCAB) for row in rows]
+        tree.expand([row.indices.tolist() for row in rows], [row.values.tolist() for row in rows])
+    return tree.draft("test")
+
+
+def test_a_tree_of_fixed_shape_holds_what_has_these_ranks():
+    draft, kept = ranked(), [path for path in CHOICES if len(path) <= 2]
+    assert [len(path) for path in paths_of(draft)[1:]] == sorted(map(len, CHOICES))
+    assert draft.tree.parents == parents_of(CHOICES)
+    for path, ranks, score in zip(paths_of(draft)[1:], CHOICES, draft.scores.tolist()[1:], strict=True):
+        rows = [log_probs_after(path[:level]) for level in range(len(path))]
+        assert [row.argsort(descending=True).tolist()[rank] for row, rank in zip(rows, ranks, strict=True)] == [*path]
+        assert score == pytest.approx(sum(float(row[token]) for row, token in zip(rows, path, strict=True)), abs=1e-5)
+    assert ranked(depth=2).tree.parents == parents_of(kept)
+    assert not any(draft.sampled) and draft.probs is None
+
+
+def test_ranks_that_are_excluded_or_unlikely_have_nothing_below():
+    assert len(ranked(excluded=range(VOCAB))) == 1
+    assert len(ranked(choices=[(0,), (4,), (4, 0)], excluded=[2])) == 2  # four are left, so there is no fifth
+    likely = ranked(threshold=0.3)
+    for node, children in enumerate(likely.tree.children()):
+        path = paths_of(likely)[node]
+        assert not (node and children) or float(log_probs_after(path[:-1])[path[-1]].exp()) >= 0.3
+    assert {path for path in paths_of(likely) if len(path) < 2} == {
+        path for path in paths_of(ranked()) if len(path) < 2
+    }
 
 
 def drawn(shape, is_coupled, threshold=0.0, vocab=VOCAB):

@@ -21,7 +21,7 @@ IMPORTS = {
     "top": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
     "experiments": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
 }
-TOP = {"methods", "generation", "exchange", "cli", "__main__"}  # and specdec/__init__.py
+TOP = {"methods", "generation", "exchange", "cli", "cli_train", "__main__"}  # and specdec/__init__.py
 KERNEL_LIBRARIES = {"torch", "triton", *sys.stdlib_module_names}
 DICTATED = {("specdec.generation", "__call__")}  # transformers calls it with these parameters
 MAX_KERNEL_LINES = 100  # a kernel is one function: what it calls is compiled into it

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from specdec import attention
 from specdec.cache import PagedKVCache
+from specdec.features import LAST
 from specdec.target import Chunk, PagedModel
 from specdec.tree import TokenTree
 from tests.toys.models import FAMILIES, WINDOW, real_llama, tiny_model
@@ -107,34 +108,56 @@ def test_logits_may_be_changed_in_place():
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "deepseek_v3", "opt"])
-def test_features_are_the_outputs_of_layers(name):
+def test_features_are_the_outputs_of_layers_at_all_computed_rows(name):
     model = tiny_model(name)
     hooks = [dict(module._forward_hooks) for module in model.modules()]
-    layers = (2, 0)
+    layers = (2, LAST, 0)
     text, other = list(range(5, 16)), list(range(30, 34))
-    with PagedModel(model, feature_layers=layers) as paged:
-        cache = PagedKVCache()
+    paged, cache = PagedModel(model), PagedKVCache()
+    with paged.tapped(layers):
         chunks = []
-        for tokens, count in ((text, 3), (other, 1)):
+        for tokens, count in ((text, 3), (other, 0)):
             table = cache.open()
             cache.stage(table, len(tokens))
             chunks.append(Chunk(table, 0, TokenTree.chain(tokens), num_logits=count))
-        both = paged.score(cache, chunks).features
+        both = paged.score(cache, chunks)
         one = paged.score(cache, chunks[:1]).features
+        none = paged.score(cache, chunks[1:])
         paged.plain(torch.tensor([text]))  # not ours: leaves nothing behind
     assert [dict(module._forward_hooks) for module in model.modules()] == hooks
     with torch.no_grad():
         states = [model(torch.tensor([t]), output_hidden_states=True).hidden_states for t in (text, other)]
-    want = [torch.cat([s[layer + 1][0, -n:] for layer in layers], -1) for s, n in zip(states, (3, 1), strict=True)]
-    torch.testing.assert_close(both, torch.cat(want), rtol=0, atol=1e-10)
+    want = [torch.cat([s[layer if layer == LAST else layer + 1][0] for layer in layers], -1) for s in states]
+    torch.testing.assert_close(both.features, torch.cat(want), rtol=0, atol=1e-10)
     torch.testing.assert_close(one, want[0], rtol=0, atol=1e-10)
-    assert not both.is_inference()
-    assert paged.score(cache, chunks).features is None  # closed
+    torch.testing.assert_close(none.features, want[1], rtol=0, atol=1e-10)
+    assert both.logits.shape[0] == 3 and none.logits.shape[0] == 0
+    assert [part.shape[0] for part in both.split_features(chunks)] == [len(text), len(other)]
+    assert not one.is_inference()
+    closed = paged.score(cache, chunks)
+    assert closed.features is None and closed.split_features(chunks) == [None, None]
+
+
+def test_layers_tapped_for_a_while_do_not_disturb_those_tapped_for_good():
+    model, cache = tiny_model("llama"), PagedKVCache()
+    table = cache.open()
+    cache.stage(table, 3)
+    chunk = Chunk(table, 0, TokenTree.chain([5, 6, 7]))
+    with PagedModel(model, feature_layers=(1,)) as paged:
+        before = paged.score(cache, [chunk]).features
+        with pytest.raises(KeyboardInterrupt), paged.tapped((3, 1)):
+            wider = paged.score(cache, [chunk]).features
+            raise KeyboardInterrupt
+        assert torch.equal(wider[:, 64:], before) and torch.equal(paged.score(cache, [chunk]).features, before)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_feature_layers_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="expected feature_layers from 0 to 3, got 4; 0 is the first layer"):
-        PagedModel(tiny_model("llama"), feature_layers=(1, 4))
+    expected = "expected feature_layers from 0 to 3, got 4; 0 is the first layer, -1 what the language model head reads"
+    paged = PagedModel(tiny_model("llama"))
+    with pytest.raises(ValueError, match=expected), paged.tapped((1, 4)):
+        pass
+    assert paged.feature_layers == () and not any(module._forward_hooks for module in paged.model.modules())
 
 
 def test_an_error_in_the_first_pass_is_forgotten():

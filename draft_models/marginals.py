@@ -1,0 +1,197 @@
+"""Heads that say in one pass what follows the pending token and the next few: one row of logits per depth.
+
+A row does not know which tokens were drafted in front of its own, unless the network corrects it by them; so drafting
+from the rows needs no further pass. The best tree of given rows is that of DDTree (2604.12989): the nodes with the
+largest products of probabilities.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.cache import PagedKVCache, PageTable
+from specdec.chunk import Chunk, Scores
+from specdec.features import FeatureRows
+from specdec.growth import best_choices, parents_of
+from specdec.kernels.ops import argmax
+from specdec.protocols import Noise, RequestView
+from specdec.rollout import catch_up
+from specdec.target import PagedModel
+from specdec.tree import TokenTree
+from specdec.types import Draft
+
+from .head_drafter import HeadDrafter
+from .head_network import HeadNetwork, Vocabulary
+
+
+class Marginals:
+    """Runs a network once per draft, and then looks its rows up; to whoever drafts with it, it is a `PagedModel`.
+
+    Args:
+        network: left as it is found.
+        depth: how many rows it gives.
+        max_positions: the longest text it can be used on.
+    """
+
+    def __init__(self, network: HeadNetwork, depth: int, max_positions: int) -> None:
+        self.network, self.depth, self.max_positions = network, depth, max_positions
+        self.pool_name = f"head {id(network):x}"
+        self.vocab_size = self.num_embeddings = network.config.vocab_size
+        self.vocabulary: Vocabulary | None = None
+        self.features: Mapping[PageTable, FeatureRows] = {}
+        self._rows = torch.empty(0)  # [requests * depth, draft vocab]
+        self._firsts: dict[PageTable, int] = {}  # the row that follows the pending token
+
+    def adopt(self, target: PagedModel) -> None:
+        """Drafts for this target from now on.
+
+        Raises:
+            ValueError: it was made for another one.
+        """
+        self.vocabulary = Vocabulary(self.network, target)
+        self.vocab_size, self.num_embeddings = self.vocabulary.size, self.vocabulary.num_embeddings
+
+    def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
+        """What is known of the committed rows, until the next call."""
+        self.features, self._firsts = features, {}
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around several calls of `score` and `step` it saves time; their logits are then for reading only."""
+        return nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode()
+
+    def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
+        """Logits after the wanted nodes; the network is run where a chunk ends with the pending token."""
+        with self.running():
+            if not chunks[0].first:
+                self.begin(cache, chunks)
+            wanted = [range(len(chunk.tree) - chunk.num_logits, len(chunk.tree)) for chunk in chunks]
+            places = [
+                self._firsts[chunk.table] + chunk.start + chunk.tree.depths[node] - chunk.table.length
+                for chunk, nodes in zip(chunks, wanted, strict=True)
+                for node in nodes
+            ]
+            tokens = [chunk.tree.tokens[node] for chunk, nodes in zip(chunks, wanted, strict=True) for node in nodes]
+            logits = self._looked_up(places, tokens)
+        return Scores(logits if torch.is_inference_mode_enabled() else logits.clone(), None)
+
+    def step(
+        self, cache: PagedKVCache, tables: Sequence[PageTable], rows: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Logits [b, vocab] after one more token per request."""
+        with self.running():
+            places = [self._firsts[table] + row - table.length for table, row in zip(tables, rows, strict=True)]
+            logits = self._looked_up(places, tokens)
+        return logits if torch.is_inference_mode_enabled() else logits.clone()
+
+    def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
+        """The `count` likeliest tokens behind each chunk; the host waits for them once."""
+        with self.running():
+            self.begin(cache, chunks)
+            rows = self.all_rows()[:, :count]
+            if not self.is_corrected:
+                drafted = argmax(rows)
+            else:
+                ends, levels = [chunk.tree.tokens[-1] for chunk in chunks], []
+                tokens = torch.tensor(ends, device=rows.device)
+                for level in range(count):
+                    places = range(level, len(self._rows), self.depth)
+                    tokens = argmax(self._widened(self.corrected(self._rows[level :: self.depth], places, tokens)))
+                    levels.append(tokens)
+                drafted = torch.stack(levels, 1)
+        listed: list[list[int]] = drafted.tolist()
+        return listed
+
+    def begin(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> None:
+        """Runs the network for the requests of these chunks, whose last row is that of the pending token; a chunk that
+        ends in front of it is a piece of what the pool has missed."""
+        ending = [chunk for chunk in chunks if chunk.num_logits]
+        self._firsts = {chunk.table: index * self.depth for index, chunk in enumerate(ending)}
+        if self.vocabulary is None:
+            raise ValueError("expected a head that knows its target, got one without; call check(target) first")
+        rows = self.rows_after(cache, chunks, self.vocabulary)
+        if ending:
+            self._rows = rows.flatten(0, 1)
+        for chunk in chunks:
+            chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
+
+    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
+        """Logits [requests, depth, draft vocab] of the requests whose chunk ends with the pending token."""
+        raise NotImplementedError
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a drafted token changes the rows behind it."""
+        return False
+
+    def corrected(self, rows: Tensor, places: Sequence[int], tokens: Tensor) -> Tensor:  # [n, draft vocab], [n]
+        """The rows, which stand at these places of all rows, after these tokens."""
+        return rows
+
+    def all_rows(self) -> Tensor:  # [requests, depth, vocab]
+        """The rows of all requests as they are."""
+        return self._widened(self._rows).view(-1, self.depth, self.vocab_size)
+
+    def _looked_up(self, places: list[int], tokens: Sequence[int]) -> Tensor:  # [n, vocab]
+        if len(places) == 1:
+            rows = self._rows.narrow(0, places[0], 1)
+        else:
+            rows = self._rows.index_select(0, torch.tensor(places, dtype=torch.int64, device=self._rows.device))
+        if self.is_corrected:
+            rows = self.corrected(rows, places, torch.tensor(tokens, device=rows.device))
+        return self._widened(rows)
+
+    def _widened(self, rows: Tensor) -> Tensor:  # [n, draft vocab] -> [n, vocab]
+        assert self.vocabulary is not None
+        return self.vocabulary.widened(rows)
+
+
+class OnePass(HeadDrafter):
+    """What drafters share whose head runs once per draft; the options are those of `TokenDrafter`.
+
+    Likeliest tokens come from all rows at once. Where a token changes the rows behind it, by a correction of the
+    network or a processor of the request, and where tokens are drawn, drafts grow token by token, without more passes.
+    """
+
+    def __post_init__(self, model: Any) -> None:
+        super().__post_init__(model)
+        self._marginals.depth = self._max_depth  # rows further down are not wanted
+
+    def _reach(self) -> int:
+        return self._marginals.depth
+
+    @property
+    def _marginals(self) -> Marginals:
+        head = self._head
+        assert isinstance(head, Marginals)
+        return head
+
+    def _proposals(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
+        is_given = not (self._threshold or self._choices or self._marginals.is_corrected)  # one row after the other
+        if not self._is_tree or not is_given or not self._is_plain(views):
+            return super()._proposals(views, budgets, noises)
+        drafts = [Draft.empty(view.tokens[-1], self.name) for view in views]
+        depths = [self._depth(view, budget) for view, budget in zip(views, budgets, strict=True)]
+        live = [index for index, depth in enumerate(depths) if depth > 0]
+        if not live:
+            return drafts
+        cache, head = views[0].cache, self._marginals
+        for index in live:
+            cache.stage(views[index].table, 1)
+        with head.running():
+            head.score(cache, [catch_up(head, cache, views[index]) for index in live])
+            rows = head.all_rows()
+            best = rows.float().softmax(-1).topk(min(self.tree_width or self._num_nodes, rows.shape[-1]))
+        for index, tokens, probs in zip(live, best.indices.tolist(), best.values.tolist(), strict=True):
+            drafts[index] = self._best_tree(views[index].tokens[-1], tokens, probs[: depths[index]])
+        return drafts
+
+    def _best_tree(self, pending: int, tokens: list[list[int]], probs: list[list[float]]) -> Draft:
+        choices, scores = best_choices(probs, self._num_nodes), [0.0]
+        for path in choices:
+            scores.append(sum(math.log(probs[level][rank]) for level, rank in enumerate(path)))
+        nodes = [pending, *(tokens[len(path) - 1][path[-1]] for path in choices)]
+        return Draft.chosen(TokenTree(nodes, parents_of(choices)), self.name, torch.tensor(scores))
