@@ -41,7 +41,8 @@ class Rotary:
         kind = parameters.get("rope_type", "default")
         if kind in BOUND_TO_LENGTH:
             raise ValueError(f"expected a rope_type that rotates a row always alike, got {kind!r}; train another head")
-        table = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads what all such configs have
+        with torch.device("cpu"):  # also where a network is only outlined, on the device "meta"
+            table = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads what all such configs have
         self._frequencies: Tensor = table.inv_freq.float()  # [dim / 2]
         self._scale: float = table.attention_scaling
 

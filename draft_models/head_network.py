@@ -49,7 +49,7 @@ class HeadNetwork(nn.Module):
         self.embed_tokens = self.lm_head = None
         d2t = t2d = None
         if draft_tokens is not None:
-            known = torch.tensor(draft_tokens)
+            known = torch.tensor(draft_tokens, device="cpu")  # also where a network is only outlined
             if not len(known) or not (
                 0 <= known[0] and known[-1] < config.vocab_size and bool((known.diff() > 0).all())
             ):
@@ -57,8 +57,8 @@ class HeadNetwork(nn.Module):
                     f"expected ascending draft_tokens below the vocabulary of {config.vocab_size}, got "
                     f"{list(draft_tokens)[:8]}; sort them"
                 )
-            d2t = known - torch.arange(len(known))
-            t2d = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill_(0, known, True)
+            d2t = known - torch.arange(len(known), device="cpu")
+            t2d = torch.zeros(config.vocab_size, dtype=torch.bool, device="cpu").index_fill_(0, known, True)
         self.register_buffer("d2t", d2t)
         self.register_buffer("t2d", t2d)
 

@@ -80,22 +80,25 @@ def load_models(
     Raises:
         ValueError: something is missing, damaged, unknown, or does not fit together.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
-    where = _device(device)
     is_embedded = target is None
-    kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if is_embedded else "auto"
-    target_path = str(FOLDER / "target") if target is None else target
     draft_path = str(FOLDER / "draft") if draft is None and is_embedded else draft
-    model = load_model(target_path, kind, where)
+    model = load_target(target, dtype, device)
     tokenizer = load_tokenizer(str(FOLDER / "tokenizer") if target is None else target)
     draft_model = None
     if draft_path is not None:
         if draft is not None and has_tokenizer(draft):
             _check_same_tokens(tokenizer, load_tokenizer(draft), draft)
-        draft_model = load_model(draft_path, model.dtype, where)
+        draft_model = load_model(draft_path, model.dtype, model.device)
     names = (target or EMBEDDED, EMBEDDED if draft is None and is_embedded else draft)
     return Models(model, tokenizer, draft_model, *names)
+
+
+def load_target(target: str | None = None, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
+    """The model alone; its options and errors are those of `load_models`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
+    kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if target is None else "auto"
+    return load_model(str(FOLDER / "target") if target is None else target, kind, _device(device))
 
 
 def _device(name: str | None) -> torch.device:

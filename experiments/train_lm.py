@@ -181,9 +181,9 @@ def _steps(
         yield step + 1, value
 
 
-def claim(run: Path, config: LmConfig) -> None:
-    """Makes the folder of the run, or finds it as this very config left it."""
-    path, wanted = run / "config.json", asdict(config)
+def claim(run: Path, config: Any) -> None:
+    """Makes the folder of the run, or finds it as this very config, a dataclass, left it."""
+    path, wanted = run / "config.json", json.loads(json.dumps(asdict(config)))
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name, value in wanted.items() if found.get(name) != value]

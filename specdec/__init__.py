@@ -1,6 +1,7 @@
 """Speculative decoding for PyTorch and Hugging Face models: the same text, sooner."""
 
 from .generation import Speculation, generate, speculate
+from .methods import load_drafter
 from .target import PagedModel
 from .tree import TokenTree
 from .types import Draft, Exactness, TargetRows, Verdict
@@ -15,6 +16,7 @@ __all__ = [
     "TokenTree",
     "Verdict",
     "generate",
+    "load_drafter",
     "load_embedded",
     "speculate",
 ]

@@ -1,5 +1,6 @@
 """Models and tokenizers from a folder or the hub: safetensors only, every weight accounted for, no code of theirs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
         ValueError: no safetensors, an unknown architecture, or weights that are missing, surplus or of another shape.
             transformers would fill them with noise or drop them, and the text would be wrong without a word.
     """
-    _check_folder(path)
+    require_folder(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -34,16 +35,15 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"expected a causal LM with safetensors, got {path!r}: {_first_line(error)}; pass a folder or hub id"
+            f"expected a causal LM with safetensors, got {path!r}: {first_line(error)}; pass a folder or hub id"
         ) from error
     model, report = loaded
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
         if names:
-            listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
             raise ValueError(
-                f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} ({listed}); "
-                "save the model again with save_pretrained, or correct its config.json"
+                f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} "
+                f"({listed(names)}); save the model again with save_pretrained, or correct its config.json"
             )
     placed: PreTrainedModel = model.to(device).eval()
     return placed
@@ -55,12 +55,12 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         ValueError: there is none.
     """
-    _check_folder(path)
+    require_folder(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"expected a tokenizer, got {path!r}: {_first_line(error)}; save the model's tokenizer beside it"
+            f"expected a tokenizer, got {path!r}: {first_line(error)}; save the model's tokenizer beside it"
         ) from error
 
 
@@ -70,12 +70,23 @@ def has_tokenizer(path: str) -> bool:
     return not folder.is_dir() or any(folder.glob("tokenizer*"))
 
 
-def _check_folder(path: str) -> None:
+def require_folder(path: str) -> None:
     """Raises for what can only be meant as a folder and is none, before the hub is asked for it."""
     meant_as_folder = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file()
     if meant_as_folder and not Path(path).is_dir():
         raise ValueError(f"expected a model folder or hub id, got {path!r}; there is no such folder")
 
 
-def _first_line(error: Exception) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names.
+
+    Example:
+        >>> listed(["a", "b", "c", "d"])
+        'a, b, c, ...'
+    """
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line without its full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,5 +1,6 @@
 """The only table of names: drafters, rules, and which rule goes with which drafter."""
 
+import copy
 import difflib
 import inspect
 import weakref
@@ -14,9 +15,11 @@ from .draft_models.dflash import DFlash
 from .draft_models.draft_model import DraftModel, pool_of
 from .draft_models.eagle import Eagle
 from .draft_models.eagle3 import Eagle3
+from .draft_models.head_reading import Head, read_head
 from .draft_models.medusa import Medusa
 from .draft_models.ngram import NGram
 from .draft_models.replay import Replay
+from .probe import better_layers
 from .protocols import Drafter, Verifier
 from .target import Learned, PagedModel
 from .types import Exactness
@@ -67,6 +70,48 @@ def paged(model: PreTrainedModel, pool: str = "target", graphs: bool = False) ->
     wrapped = PagedModel(model, pool, learned=_learned.get(model), graphs=graphs)
     _learned[model] = wrapped.learned
     return wrapped
+
+
+def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any) -> Drafter:
+    """The drafter of a published head, ready for `generate(target, drafter=...)`.
+
+    Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, Medusa, DFlash and
+    DSpark. Which layers of the target a config means is tried on a short text that the target draws; if those of the
+    other way of counting are accepted more often, they are used, with a warning.
+
+    Args:
+        path: a folder or hub id.
+        target: the model that the head was trained for; it lends what the head lacks.
+        **options: of the drafter, as in its mapping: `num_speculative_tokens`, `num_tree_nodes`, ...
+
+    Raises:
+        ValueError: it is no head, none that can be run, damaged, or made for another target.
+
+    Example:
+        >>> import specdec, tempfile
+        >>> from specdec.draft_models.head_writing import write_head
+        >>> from specdec.draft_models.medusa import MedusaNetwork
+        >>> target, _, tokenizer = specdec.load_embedded()
+        >>> folder = tempfile.mkdtemp() + "/head"
+        >>> network = MedusaNetwork(target.config, num_heads=2, has_outputs=False)
+        >>> files = write_head(network, folder, "medusa", target.config)
+        >>> drafter = specdec.load_drafter(folder, target, num_tree_nodes=6)
+        >>> inputs = tokenizer("Once upon a time", return_tensors="pt")
+        >>> specdec.generate(target, **inputs, drafter=drafter, max_new_tokens=8).shape
+        torch.Size([1, 13])
+    """
+    paged_target = target if isinstance(target, PagedModel) else paged(target)
+    return _with_head(load_head(path, paged_target), options, paged_target)
+
+
+def load_head(path: str, target: PagedModel) -> Head:
+    """A published head that reads the layers it was trained on."""
+    head = read_head(path, target)
+    if head.other_layers is None:
+        return head
+    choices = [head.network.feature_layers, head.other_layers]
+    layers = better_layers(lambda layers: _with_head(_reading(head, layers), {}, target), choices, target, path)
+    return _reading(head, layers)
 
 
 def method_of(drafter: Any, verifier: Any, target: PagedModel, do_sample: bool) -> Method:
@@ -121,12 +166,36 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     if missing:
         raise ValueError(f"expected {', '.join(missing)} for the drafter {method!r}, got {sorted(options)}; add it")
-    if isinstance(options.get("model"), str) and method not in HEADS:
+    if isinstance(options.get("model"), str) and method in HEADS:
+        head = load_head(options.pop("model"), target)
+        if head.method != method:
+            raise ValueError(f"expected a head of the method {method!r}, got one of {head.method!r}; name that")
+        return _with_head(head, options, target)
+    if isinstance(options.get("model"), str):
         options["model"] = load_model(options["model"], target.dtype, target.device)
     if isinstance(options.get("model"), PreTrainedModel):
         model = options["model"]
         options["model"] = paged(model, pool_of(model), graphs=target.has_graphs and model.device == target.device)
     return factory(**options)
+
+
+def _with_head(head: Head, options: Mapping[str, Any], target: PagedModel) -> Drafter:
+    if not {"num_speculative_tokens", "speculative_token_tree"} & options.keys():
+        options = {"num_speculative_tokens": head.num_tokens, **options}
+    factory = HEADS[head.method]
+    for name in options:
+        _known(name, inspect.signature(factory).parameters, f"option of {head.method}")
+    built: Any = factory(head.network, **options)
+    built.check(target)
+    drafter: Drafter = built
+    return drafter
+
+
+def _reading(head: Head, layers: tuple[int, ...]) -> Head:
+    """The same head, weights and all, reading these layers of the target."""
+    network = copy.copy(head.network)
+    network.feature_layers = layers
+    return head._replace(network=network)
 
 
 def _fitting_rule(drafter: Drafter | None, do_sample: bool) -> str:

@@ -169,7 +169,9 @@ def test_train_lm_makes_a_model_that_generate_takes(specdec, tmp_path, monkeypat
     assert other.exit_code == 1 and "error: expected the config of the run" in other.stderr
 
 
-@pytest.mark.parametrize("line", ["", "--help", "--version", "compare --help", "generate --help", "train lm --help"])
+@pytest.mark.parametrize(
+    "line", ["", "--help", "--version", "compare --help", "generate --help", "train lm --help", "train eagle3 --help"]
+)
 def test_help(specdec, line):
     finished = specdec(line)
     assert finished.exit_code == 0 and finished.stdout

@@ -186,7 +186,7 @@ WRONG = {
         lambda: Eagle3(eagle()),
         "expected a head of type Eagle3Network for the method 'eagle3', got Eagle",
     ),
-    "a name": (lambda: {"method": "eagle", "model": "a/folder"}, "expected a head of type EagleNetwork .* got str"),
+    "nowhere": (lambda: {"method": "eagle", "model": "a/folder"}, "expected a folder or hub id, got 'a/folder'"),
     "of another size": (
         lambda: Eagle(EagleNetwork(LlamaConfig(**{**config().to_dict(), "hidden_size": 8, "head_dim": 4}))),
         "expected a head of the target's hidden size 16, got 8",

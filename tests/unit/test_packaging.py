@@ -44,15 +44,19 @@ def test_triton_is_neither_required_nor_pinned():
 
 
 def test_every_import_is_a_declared_dependency():
+    """What an extra brings is imported where it is used, not with the module."""
     known = {"specdec", *sys.stdlib_module_names, *UNDECLARED, *(requirement.name for requirement in REQUIRED)}
-    imported = set()
+    imported, deferred = set(), set()
     for path in package_files("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            found = imported if node in tree.body else deferred
             if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
+                found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                imported.add(node.module.split(".")[0])
+                found.add(node.module.split(".")[0])
     assert imported - known == set()
+    assert deferred - known == {Requirement(line).name for line in PROJECT["project"]["optional-dependencies"]["train"]}
 
 
 def test_every_data_file_is_packaged():

@@ -21,7 +21,8 @@ IMPORTS = {
     "top": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
     "experiments": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
 }
-TOP = {"methods", "generation", "exchange", "cli", "cli_train", "__main__"}  # and specdec/__init__.py
+# With specdec/__init__.py.
+TOP = {"methods", "generation", "exchange", "probe", "cli", "cli_convert", "cli_train", "__main__"}
 KERNEL_LIBRARIES = {"torch", "triton", *sys.stdlib_module_names}
 DICTATED = {("specdec.generation", "__call__")}  # transformers calls it with these parameters
 MAX_KERNEL_LINES = 100  # a kernel is one function: what it calls is compiled into it
