@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from specdec.pool import pool_name
 from specdec.rollout import DraftNetwork
 from specdec.target import PagedModel
 
@@ -10,7 +11,7 @@ from .token_drafter import TokenDrafter
 
 def pool_of(model: PreTrainedModel) -> str:
     """The name of a draft model's pool: its own, so that no cache takes another model's rows for its rows."""
-    return f"draft {id(model):x}"
+    return pool_name("draft", model)
 
 
 class DraftModel(TokenDrafter):

@@ -18,6 +18,7 @@ from specdec.chunk import Chunk, Scores
 from specdec.features import FeatureRows
 from specdec.growth import best_choices, parents_of
 from specdec.kernels.ops import argmax
+from specdec.pool import pool_name
 from specdec.protocols import Noise, RequestView
 from specdec.rollout import catch_up
 from specdec.target import PagedModel
@@ -39,7 +40,7 @@ class Marginals:
 
     def __init__(self, network: HeadNetwork, depth: int, max_positions: int) -> None:
         self.network, self.depth, self.max_positions = network, depth, max_positions
-        self.pool_name = f"head {id(network):x}"
+        self.pool_name = pool_name("head", network)
         self.vocab_size = self.num_embeddings = network.config.vocab_size
         self.vocabulary: Vocabulary | None = None
         self.features: Mapping[PageTable, FeatureRows] = {}

@@ -18,6 +18,7 @@ from specdec.cache import PagedKVCache, PageTable
 from specdec.chunk import Chunk, Inputs, Packer, Scores, inputs_of, step_inputs
 from specdec.features import FeatureRows
 from specdec.kernels.ops import argmax
+from specdec.pool import pool_name
 from specdec.target import PagedModel
 
 from .head_layers import Attend
@@ -52,7 +53,7 @@ class PagedHead:
     """
 
     def __init__(self, network: SteppingNetwork) -> None:
-        self.network, self.pool_name = network, f"head {id(network):x}"
+        self.network, self.pool_name = network, pool_name("head", network)
         self.max_positions: int = network.config.max_position_embeddings
         self.vocab_size = self.num_embeddings = network.config.vocab_size
         self._windows = windows_of(network.config, network.num_layers)

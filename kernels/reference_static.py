@@ -35,7 +35,7 @@ def tree_attention(
     sinks: Tensor | None = None,  # [heads]
     scales: Tensor | None = None,  # [2, kv_heads] float32
 ) -> Tensor:  # [1, T, heads, v_dim]
-    """As `reference.tree_attention`; zeros for rows that are padding."""
+    """As `reference.tree_attention`; NaN for rows that are padding, which the kernel leaves as memory is."""
     (_, heads, num_rows, k_dim), (_, kv_heads, v_dim) = query.shape, values.shape
     bounds, tables = tables_of(rows, rows.bucket.num_nodes, query.device)
     strips = _Strips(*tables.strips.long()[:, :, None].unbind(1))
@@ -64,7 +64,7 @@ def tree_attention(
     weights = (weights / total.clamp_min(torch.finfo(scores.dtype).tiny)).to(value.dtype)
     mixed = torch.einsum("bkgns,bskd->bnkgd", weights, value).flatten(2, 3)  # [strips, N, heads, v_dim]
     # One line more than there are rows takes what belongs to none.
-    output = query.new_zeros(num_rows + 1, heads, v_dim)
+    output = query.new_full((num_rows + 1, heads, v_dim), torch.nan)
     output[torch.where(is_row, packed, num_rows).flatten()] = mixed.flatten(0, 1)
     return output[None, :num_rows]
 

@@ -1,16 +1,17 @@
 """Verification of a whole batch on the device of its scores: nothing is waited for but one small copy to the host."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .buckets import MAX_ROWS
 from .capture import Replayed, power_of_two, rounded
 from .kernels.bodies import ASKED_FOR
 from .kernels.trees import PackedTrees
 from .noise import PhiloxNoise
-from .protocols import BatchVerifier, Verifier
+from .protocols import BatchVerifier, Verifier, is_foreign
 from .request import LiveRequest
 from .types import Draft, DraftBatch, Verdict
 
@@ -39,13 +40,14 @@ class BatchDecider:
     """
 
     def __init__(self, verifier: Verifier, replayed: Replayed | None = None) -> None:
-        is_host_bound = ASKED_FOR == "reference"  # those bodies look at their arguments on the host
-        self._verifier, self._replayed = verifier, None if is_host_bound else replayed
+        # The reference of the kernels looks at the host, and a rule of the caller's may have a state.
+        is_eager = ASKED_FOR == "reference" or is_foreign(verifier)
+        self._verifier, self._replayed = verifier, None if is_eager else replayed
 
     def verdicts(self, scores: Tensor, drafts: Sequence[Draft], live: Sequence[LiveRequest]) -> list[Verdict] | None:
         """The rule's verdicts by final scores [T, vocab]; None if it is to decide on one request after the other."""
         rule, noises = self._verifier, [each.request.noise for each in live]
-        if not pays(scores) or not isinstance(rule, BatchVerifier):
+        if not pays(scores) or not isinstance(rule, BatchVerifier) or not _is_its_own(rule):
             return None
         if rule.chain_only and not all(draft.tree.is_chain for draft in drafts):
             return None  # the rule itself says what is wrong
@@ -65,9 +67,9 @@ class BatchDecider:
             batch = unpacked(given[0], given[1], given[2] if len(given) > 2 else None, shape, is_greedy)
             return torch.cat(rule.decide(batch), 1)
 
-        kind = rule if getattr(rule, "__dict__", None) else type(rule)  # rules without a state are all the same
-        key = kind, shape, is_greedy, len(inputs), scores.shape[1], scores.dtype
-        decided = decide(*inputs) if self._replayed is None else self._replayed(key, decide, inputs)
+        key = type(rule), shape, is_greedy, len(inputs), scores.shape[1], scores.dtype
+        is_eager = self._replayed is None or shape.num_nodes > MAX_ROWS
+        decided = decide(*inputs) if is_eager else cast(Replayed, self._replayed)(key, decide, inputs)
         return self._read(decided.tolist(), drafts, shape.max_depth)
 
     def _read(self, decided: list[list[int]], drafts: Sequence[Draft], max_depth: int) -> list[Verdict]:
@@ -81,6 +83,14 @@ class BatchDecider:
                 )
             verdicts.append(Verdict(numbers[max_depth + 1 :][: count - 1], numbers[count - 1]))
         return verdicts
+
+
+def _is_its_own(rule: BatchVerifier) -> bool:
+    """Whether `decide` belongs to the `verify` of the rule: a subclass may have another `verify` only."""
+    decides, verifies = (
+        next(kind for kind in type(rule).__mro__ if name in vars(kind)) for name in ("decide", "verify")
+    )
+    return issubclass(decides, verifies)
 
 
 def pays(scores: Tensor) -> bool:

@@ -174,15 +174,20 @@ class Graphs:
             forward.rows.plans.clear()  # the planner belongs into the graph
         try:
             replay, output = capture.record(function, self._memory, self._device)
+        except torch.OutOfMemoryError:  # as many as there is room for
+            self.clear()
+            return None
         except RuntimeError as error:
-            self._why_not = str(error).split("\n")[0] or type(error).__name__
+            self._why_not = str(error.__context__ or error).split("\n")[0] or type(error).__name__
             self.clear()
             warnings.warn(f"this model runs without graphs, it cannot be captured: {self._why_not}", stacklevel=2)
             return None
         self._load(forwards, given)
-        replay()
         if eager.is_floating_point():  # drafted tokens may differ as much as they like
-            _require_same(output[0], eager)
+            output[0].fill_(torch.nan)  # what a graph does not write, it shall not have
+            replay()
+            num_rows = sum(given[0].wanted)  # behind them is padding, which is anything
+            _require_same(output[0][:num_rows], eager[:num_rows])
         graph = self._graphs[key] = _Graph(forwards, replay, output)
         self._num_captured += 1
         self._seconds += time.perf_counter() - began
@@ -192,7 +197,7 @@ class Graphs:
 
 def _require_same(replayed: Tensor, eager: Tensor) -> None:
     """Raises ValueError if a graph does not give what it was captured of; a NaN is not the same."""
-    scale = eager[eager.isfinite()].abs().amax().clamp_min(1e-6)
+    scale = torch.where(eager.isfinite(), eager.abs(), 0.0).amax().clamp_min(1e-6)
     apart = torch.where(replayed == eager, 0.0, (replayed - eager).abs())
     difference = float((apart.amax() / scale).nan_to_num(nan=torch.inf))
     if not difference <= MAX_DIFFERENCE:

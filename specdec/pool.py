@@ -1,6 +1,8 @@
 """Where K/V rows are stored: one pool per model, one pair of tensors per layer, addressed by slot."""
 
+import itertools
 import sys
+import weakref
 from array import array
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Sequence
@@ -38,6 +40,24 @@ class Stored(NamedTuple):
     scales: Tensor | None  # [2, kv_heads] float32, of keys and values in fp8: a number stands for so many times itself
     dtype: torch.dtype  # of the rows as they were written
     is_on_cpu: bool
+
+
+_serials = itertools.count()
+_names: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
+
+
+def pool_name(kind: str, owner: object) -> str:
+    """The name of an owner's own pool, the same each time; never one that another owner had, as its address may be.
+
+    Example:
+        >>> from torch import nn
+        >>> first, second = nn.Identity(), nn.Identity()
+        >>> pool_name("draft", first) == pool_name("draft", first) != pool_name("draft", second)
+        True
+    """
+    if owner not in _names:
+        _names[owner] = f"{kind} {next(_serials)}"
+    return _names[owner]
 
 
 class KVPool:

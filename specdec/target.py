@@ -155,7 +155,10 @@ class PagedModel:
         return [plan.key for plan in self._plans.values() if plan.is_writer]
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
-        """Logits after the wanted nodes, features after all. Rows must be staged; afterwards the pool holds them."""
+        """Logits after the wanted nodes, features after all. Rows must be staged; afterwards the pool holds them.
+
+        In inference mode and with graphs the logits are good until the next pass.
+        """
         logits, taps = self._passed(cache, inputs_of(cache, chunks))
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)

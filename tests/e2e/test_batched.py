@@ -10,7 +10,8 @@ from specdec.draft_models.ngram import NGram
 from specdec.protocols import DrafterNeeds
 from specdec.target import PagedModel
 from specdec.tree import TokenTree
-from specdec.types import Draft
+from specdec.types import Draft, Verdict
+from specdec.verifiers.sample_and_match import SampleAndMatch
 from tests.toys import recorded
 from tests.toys.drafters import RandomDraws, RandomTrees, Toy
 from tests.toys.models import VOCAB_SIZE, tiny_model
@@ -78,6 +79,34 @@ def test_a_lie_about_q_is_refused(models, monkeypatch):
     target, _, inputs = models
     with pytest.raises(ValueError, match="expected nodes of impossible marked as sampled to have probability .* got 0"):
         specdec.generate(target, **inputs, drafter=Impossible(), verifier="rejection", max_new_tokens=8, do_sample=True)
+
+
+class Doubting(SampleAndMatch):
+    """Accepts nothing: its own `verify`, and the `decide` of another rule."""
+
+    def verify(self, draft, rows, noise):
+        return Verdict([], noise.target_tokens(rows.scores[:1], rows.positions[:1])[0])
+
+
+def test_a_rule_that_overrides_verify_alone_is_asked_for_it(models, monkeypatch):
+    target, _, inputs = models
+    options = {**inputs, "drafter": "ngram", "verifier": Doubting(), "do_sample": True, "max_new_tokens": 8, "seed": 1}
+    wanted = specdec.generate(target, **options)
+    monkeypatch.setattr(batched, "pays", lambda scores: True)
+    monkeypatch.setattr(SampleAndMatch, "decide", None)
+    assert torch.equal(specdec.generate(target, **options), wanted)
+
+
+def test_what_cannot_be_captured_says_so_once_and_is_called_as_it_is(monkeypatch):
+    def refused(function, memory, device):
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(capture, "record", refused)
+    replayed, rows = capture.Replayed(), torch.ones(2)
+    replayed("rows", torch.exp, [rows])
+    with pytest.warns(UserWarning, match="runs without graphs, it cannot be captured: operation not permitted"):
+        assert torch.equal(replayed("rows", torch.exp, [rows]), rows.exp())
+    assert torch.equal(replayed("rows", torch.exp, [rows]), rows.exp())
 
 
 def test_a_captured_call_serves_other_contents(monkeypatch):

@@ -7,9 +7,11 @@ import torch
 
 import specdec
 from specdec import capture
+from specdec.cache import PagedKVCache
 from specdec.draft_models.draft_model import DraftModel
 from specdec.draft_models.ngram import NGram
-from specdec.target import PagedModel
+from specdec.target import Chunk, PagedModel
+from specdec.tree import TokenTree
 from tests.toys.drafters import RandomTrees
 from tests.toys.models import VOCAB_SIZE, tiny_model
 from tests.toys.sessions import VOCAB, Session
@@ -82,6 +84,22 @@ def test_a_chain_is_one_graph(page_size, recording):
                 run.settle(index, draft, path, token)
     report = paged.graph_report
     assert report.num_replayed > 6 and report.num_replayed + report.num_eager < 14 * 4
+
+
+def test_features_of_captured_passes_outlive_the_next_one(recording):
+    """What a pass returned is not what the next one writes."""
+    model = tiny_model("llama")
+    eager, captured = PagedModel(model, feature_layers=[1]), PagedModel(model, feature_layers=[1], graphs=True)
+    found = []
+    for target in (eager, captured):
+        cache = target.cache or PagedKVCache()
+        table = cache.open()
+        cache.stage(table, 3)
+        chunks = [Chunk(table, 0, TokenTree.chain([5, token, 9]), num_logits=3) for token in (7, 8, 3, 7, 4)]
+        found.append([target.score(cache, [chunk]) for chunk in chunks])
+    assert captured.graph_report.num_replayed == 4
+    for wanted, got in zip(*found, strict=True):
+        assert torch.allclose(got.features, wanted.features) and torch.allclose(got.logits, wanted.logits)
 
 
 def test_a_model_that_cannot_be_captured_says_so_once_and_runs_eagerly(recording):

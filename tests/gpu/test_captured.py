@@ -60,7 +60,7 @@ def test_captured_and_eager_rounds_give_the_same_tokens(pair, name, way):
         reports.append(paged.graph_report)
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
     assert reports[0] is None and reports[1].num_replayed > reports[1].num_eager
-    assert 0 < reports[1].num_captured <= 8 and reports[1].num_bytes < 1 << 30
+    assert 0 < reports[1].num_captured <= 16 and reports[1].num_bytes < 1 << 30
 
 
 def test_a_batch_is_decided_on_the_device(pair, monkeypatch):
@@ -99,4 +99,4 @@ def test_a_replayed_pass_waits_for_nothing(pair):
             wanted = score().clone()
         with unwaited():
             found = score()
-    assert torch.equal(found, wanted) and paged.graph_report.num_replayed == 2
+    assert torch.equal(found, wanted) and paged.graph_report.num_replayed == 3
