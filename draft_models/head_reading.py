@@ -66,13 +66,13 @@ def read_head(path: str, target: PagedModel) -> Head:
     with config_errors(path), torch.device("meta"):  # an outline: the weights come from the file
         source = Source(path, layout, config, _with_output_biases(tensors, config), target)
         network, other = READERS[method](source)
-        own = _own_tensors(network, source)
+        own, num_tokens = _own_tensors(network, source), _num_tokens(config)
     _fill(network, own, path)
     if method != "medusa":  # rotations go on: a head may be used as far as its target
         reach = network.config.max_position_embeddings, target.max_positions
         network.config.max_position_embeddings = max(reach)
     network.to(device=target.device, dtype=target.dtype).eval()
-    return Head(network, layout, method, other, _num_tokens(config))
+    return Head(network, layout, method, other, num_tokens)
 
 
 def _eagle(source: Source) -> tuple[HeadNetwork, None]:
@@ -196,5 +196,4 @@ def _num_tokens(config: Mapping[str, Any]) -> int | None:
     about = config.get("speculators_config") or {}
     chosen = [way for way in about.get("proposal_methods") or () if way.get("speculative_tokens")]
     default = [way for way in chosen if way.get("proposal_type") == about.get("default_proposal_method")]
-    count: int | None = (default or chosen or [{}])[0].get("speculative_tokens")
-    return count
+    return int((default or chosen)[0]["speculative_tokens"]) if chosen else None

@@ -30,7 +30,7 @@ NEUTRAL |= dict.fromkeys(("logit_scale", "embedding_multiplier", "residual_multi
 
 
 # What comes of fields that are not of the type they should be.
-TYPE_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+TYPE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def config_errors(path: str) -> Iterator[None]:
         if isinstance(error, ValueError) and str(error).startswith("expected "):
             raise
         raise ValueError(
-            f"expected a config.json of a head in {path!r}, got {first_line(error)!r} of it; correct the field"
+            f"expected a config.json that fits a head in {path!r}, got {first_line(error)!r}; correct the field"
         ) from error
 
 
@@ -90,7 +90,9 @@ class Source:
         """
         number = self.field(name, fields)
         if not isinstance(number, int) or number < least:
-            raise ValueError(f"expected {name} of at least {least} in the config of {self.path!r}, got {number!r}")
+            raise ValueError(
+                f"expected {name} of at least {least} in the config of {self.path!r}, got {number!r}; correct it"
+            )
         return number
 
 
