@@ -94,6 +94,15 @@ class FeatureCache:
 
     Raises:
         ValueError: it would be more.
+
+    Example:
+        >>> import specdec, tempfile
+        >>> target = FrozenTarget(specdec.PagedModel(specdec.load_embedded()[0]), layers=[1, 6])
+        >>> samples = Samples.of([[5, 6, 7], [8, 9]], prompt_lengths=[1, 1])
+        >>> cache = FeatureCache(Path(tempfile.mkdtemp()), samples, target, limit_gb=0.001)
+        >>> cache.fill()
+        >>> cache([1, 0], padded(samples, [1, 0])[0]).features.shape
+        torch.Size([2, 3, 512])
     """
 
     def __init__(self, folder: Path, samples: Samples, target: FrozenTarget, limit_gb: float) -> None:

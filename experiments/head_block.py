@@ -29,6 +29,7 @@ class BlockConfig(HeadConfig):
     num_layers: int = 2
     block_size: int = 8  # the pending token and the masked ones
     mask_token_id: int | None = None  # what masked tokens are read as; None: the rarest token of the responses
+    from_anchor: bool = False  # whether the row of the pending token drafts, too
     markov_rank: int = 0  # of the correction by the token in front; 0: none
     confidence: bool = False  # whether a confidence head learns, too
     num_anchors: int = 32  # blocks per text and step
@@ -51,7 +52,7 @@ class BlockRecipe(Recipe):
     ) -> HeadNetwork:
         """Layers of the target's sizes, of Qwen3's kind."""
         sizes = layer_config(Qwen3Config, target, config.num_layers, config.intermediate_size)
-        shape = BlockShape(config.block_size, config.mask_token_id or 0)
+        shape = BlockShape(config.block_size, config.mask_token_id or 0, config.from_anchor)
         layers = config.feature_layers or default_layers(target)
         kind: Correction = "vanilla"
         markov = (config.markov_rank, kind) if config.markov_rank else None
@@ -59,7 +60,7 @@ class BlockRecipe(Recipe):
 
     @property
     def depth(self) -> int:
-        return self.config.block_size - 1
+        return self.network.depth
 
     def forward(self, batch: HeadBatch) -> dict[str, Tensor]:
         anchors, is_anchor = self._anchors(batch)
@@ -100,5 +101,5 @@ class BlockRecipe(Recipe):
         positions = anchors[..., None] + torch.arange(1, size + 1, device=anchors.device)
         embedded = self.vocabulary.embedded(tokens.flatten(1))
         hidden: Tensor = self.network(embedded, positions.flatten(1), Blocks(context, anchors))
-        drafting: Tensor = hidden.unflatten(1, (count, size)).flatten(0, 1)[:, 1:]
+        drafting: Tensor = hidden.unflatten(1, (count, size)).flatten(0, 1)[:, size - self.depth :]
         return drafting.transpose(0, 1)

@@ -33,7 +33,15 @@ def write_whole(text: str, path: Path) -> None:
 
 
 def load_step(path: Path) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a checkpoint, and the number of steps that were done."""
+    """The tensors of a checkpoint, and the number of steps that were done.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "checkpoint.safetensors"
+        >>> save_whole({"weight": torch.ones(2)}, path, {"step": "7"})
+        >>> load_step(path)
+        ({'weight': tensor([1., 1.])}, 7)
+    """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     return load_file(path), int(metadata["step"])

@@ -73,6 +73,14 @@ def read_openings(sources: Sequence[str], tokenizer: Any, options: OpeningOption
 
     Raises:
         ValueError: nothing can be read, or nothing would be left to be measured on.
+
+    Example:
+        >>> import specdec, tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "stories.txt"
+        >>> written = file.write_text("There was a dog. It was happy.\\n" * 500)
+        >>> openings = read_openings([str(file)], specdec.load_embedded()[2], OpeningOptions(count=5))
+        >>> [len(opening.tokens) for opening in openings.train], openings.held_out[0].task
+        ([8, 24, 64, 128, 8], 'stories')
     """
     items: dict[str, list[Item]] = defaultdict(list)
     for source in sources:

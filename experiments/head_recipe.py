@@ -47,7 +47,8 @@ class HeadBatch(NamedTuple):
 
 
 class Recipe(nn.Module):
-    """A head in training. Called with a batch it returns the loss, and figures that describe it.
+    """A head in training. Called with a batch it returns the loss, and figures that describe it; `head_run.recipe_of`
+    makes one of a config.
 
     Args:
         network: the head.
@@ -123,7 +124,15 @@ class Recipe(nn.Module):
 def layer_config(
     kind: Callable[..., PretrainedConfig], target: PreTrainedModel, num_layers: int, intermediate_size: int | None
 ) -> PretrainedConfig:
-    """The config of head layers that have the target's sizes, and its rotation if a head can use it."""
+    """The config of head layers that have the target's sizes, and its rotation if a head can use it.
+
+    Example:
+        >>> import specdec
+        >>> from transformers import LlamaConfig
+        >>> config = layer_config(LlamaConfig, specdec.load_embedded()[0], num_layers=1, intermediate_size=512)
+        >>> config.hidden_size, config.intermediate_size, config.num_key_value_heads
+        (256, 512, 2)
+    """
     sizes: Any = target.config.get_text_config(decoder=True)
     parameters = getattr(sizes, "rope_parameters", None) or {}
     is_usable = "rope_type" in parameters and parameters["rope_type"] not in BOUND_TO_LENGTH
@@ -143,6 +152,12 @@ def layer_config(
 
 
 def default_layers(target: PreTrainedModel) -> tuple[int, ...]:
-    """A low, a middle and a high layer: those whose outputs EAGLE-3 reads (2503.01840, section 3.1)."""
+    """A low, a middle and a high layer: those whose outputs EAGLE-3 reads (2503.01840, section 3.1).
+
+    Example:
+        >>> import specdec
+        >>> default_layers(specdec.load_embedded()[0])  # of 14
+        (1, 6, 10)
+    """
     count: int = target.config.get_text_config(decoder=True).num_hidden_layers
     return tuple(sorted({min(1, count - 1), max(0, count // 2 - 1), max(0, count - 4)}))

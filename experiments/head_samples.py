@@ -131,6 +131,16 @@ def write_responses(
         folder: begun by `begin_responses`.
         advance: told how far it is.
         share: of several processes, which one this is and how many there are.
+
+    Example:
+        >>> import tempfile
+        >>> target, _, _ = specdec.load_embedded()
+        >>> folder, config = Path(tempfile.mkdtemp()) / "responses", ResponseConfig(response_length=4)
+        >>> begin_responses(lambda: Openings([Opening("a", [0])] * 3, [Opening("a", [0, 5])]), config, folder)
+        >>> write_responses(target, config, folder)
+        >>> samples, held_out = read_responses(folder)
+        >>> samples.prompt_lengths.tolist(), held_out
+        ([1, 1, 1], [Opening(task='a', tokens=[0, 5])])
     """
     batches = _batches(folder, config.batch_size)
     for number, batch in islice(enumerate(batches), share[0], None, share[1]):

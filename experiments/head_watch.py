@@ -66,7 +66,16 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The measurements so far."""
+    """The measurements so far.
+
+    Example:
+        >>> import tempfile
+        >>> log = Log(Path(tempfile.mkdtemp()) / "log.jsonl")
+        >>> for step, value in enumerate([1.5, 2.5, 2.0], 1):
+        ...     log.add({"step": step, "tokens_per_step": {"all": value}})
+        >>> Standing.of(log)
+        Standing(best=2.5, best_step=2, num_worse=1)
+    """
 
     best: float  # tokens per step
     best_step: int

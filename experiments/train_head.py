@@ -61,6 +61,21 @@ def train_head(lesson: Lesson, run: Path, accelerator: Accelerator, advance: Adv
 
     Raises:
         ValueError: the folder holds a run of another config, or the loss is no longer finite.
+
+    Example:
+        >>> import specdec, tempfile
+        >>> from specdec.experiments.head_features import online
+        >>> from specdec.experiments.head_medusa import MedusaConfig
+        >>> from specdec.experiments.head_openings import Opening
+        >>> from specdec.experiments.head_run import recipe_of
+        >>> config = MedusaConfig(num_heads=2, epochs=1, batch_size=2)
+        >>> recipe = recipe_of(config, specdec.PagedModel(specdec.load_embedded()[0]))
+        >>> samples = Samples.of([[0, 5, 6, 7, 8, 9]] * 4, prompt_lengths=[1] * 4)
+        >>> watch = Watch([Opening("a", [0, 5])], new_tokens=4)
+        >>> run = Path(tempfile.mkdtemp()) / "run"
+        >>> best = train_head(Lesson(recipe, samples, online(recipe.target), watch), run, Accelerator(cpu=True))
+        >>> sorted(path.name for path in (run / "head").iterdir())
+        ['config.json', 'medusa_lm_head.safetensors']
     """
     log, checkpoint = Log(run / "log.jsonl"), run / "checkpoint.safetensors"
     if accelerator.is_main_process:

@@ -171,6 +171,9 @@ def train_block(
     intermediate_size: MlpSize = None,
     num_layers: Annotated[int, typer.Option(min=1)] = BLOCK.num_layers,
     block_size: Annotated[int, typer.Option(min=2, help="The pending token and masked ones.")] = BLOCK.block_size,
+    from_anchor: Annotated[
+        bool, typer.Option("--from-anchor", help="Draft from the pending token's row, too.")
+    ] = False,
     mask_token_id: Annotated[int | None, typer.Option(min=0, help="The rarest token by default.")] = None,
     markov_rank: Annotated[int, typer.Option(min=0, help="Of the Markov head; 0: none.")] = BLOCK.markov_rank,
     confidence: Annotated[bool, typer.Option("--confidence", help="Train a confidence head, too.")] = False,

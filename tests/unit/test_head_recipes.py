@@ -1,6 +1,7 @@
 """Heads in training: they compute what the drafter will, and lose what the formulas say."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def medusa_case(own_outputs):
 
 
 def block_case(**over):
-    network = block(shape=SHAPE, **over)
+    network = block(**{"shape": SHAPE, **over})
     config = BlockConfig(block_size=4, num_anchors=5)
     return BlockRecipe(network, FrozenTarget(PagedModel(TARGET), network.feature_layers), config)
 
@@ -108,7 +109,14 @@ def test_depth_s_is_what_the_drafter_says_after_s_drafted_tokens(recipe, row_of,
 
 
 @pytest.mark.parametrize(
-    "over", [{}, {"draft_tokens": DRAFT_TOKENS}, {"markov": (3, "gated"), "confidence": "markov"}], ids=str
+    "over",
+    [
+        {},
+        {"draft_tokens": DRAFT_TOKENS},
+        {"shape": replace(SHAPE, sample_from_anchor=True)},
+        {"markov": (3, "gated"), "confidence": "markov"},
+    ],
+    ids=str,
 )
 def test_a_block_in_training_is_what_the_drafter_makes_of_it(over, recorded):
     samples = samples_of(9, 14)
