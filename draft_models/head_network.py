@@ -63,6 +63,11 @@ class HeadNetwork(nn.Module):
         self.register_buffer("t2d", t2d)
 
     @property
+    def depth(self) -> int | None:
+        """How many tokens it can draft; None if it goes on as long as it is asked to."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device

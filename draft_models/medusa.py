@@ -61,6 +61,11 @@ class MedusaNetwork(HeadNetwork):
                 parts.append(nn.Linear(config.hidden_size, config.vocab_size, bias=False))
             self.medusa_head.append(nn.Sequential(*parts))
 
+    @property
+    def depth(self) -> int:
+        """A token per head."""
+        return self.num_heads
+
     def forward(self, features: Tensor, count: int | None = None) -> Tensor:  # [..., hidden] -> [..., heads, vocab]
         """Logits of the first `count` heads; without outputs of their own, what the language model head is to read."""
         return torch.stack([head(features) for head in self.medusa_head[:count]], -2)
@@ -107,4 +112,4 @@ class Medusa(OnePass):
     has_rows: ClassVar[bool] = False
 
     def _head_over(self, network: Any) -> HeadRunner:
-        return MedusaRows(network, network.num_heads, sys.maxsize)
+        return MedusaRows(network, network.depth, sys.maxsize)

@@ -58,13 +58,13 @@ Nats per token: {losses}.
 {acceptance}"""
 
 
-def held_out_prompts(corpora: Path) -> dict[str, list[str]]:
+def held_out_prompts(corpora: Path, count: int = NUM_PROMPTS) -> dict[str, list[str]]:
     """Openings of held-out documents and of their later parts, per domain."""
     prompts: dict[str, list[str]] = {domain: [] for domain in DOMAINS}
     documents = [document for document in read_documents(corpora) if document.held_out]
     for domain in DOMAINS:
         texts = [document for document in documents if document.domain == domain]
-        prompts[domain] = [_part_of(texts[index % len(texts)], index // len(texts)) for index in range(NUM_PROMPTS)]
+        prompts[domain] = [_part_of(texts[index % len(texts)], index // len(texts)) for index in range(count)]
     return prompts
 
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from specdec.events import Round
 from specdec.generation import speculate
-from specdec.methods import DRAFTERS, HEADS, build_drafter, paged
+from specdec.methods import DRAFTERS, HEADS, build_drafter, load_head, paged
+from specdec.protocols import Drafter
 from specdec.target import PagedModel
 
 from .loading import Models
@@ -23,11 +24,13 @@ OURS = "specdec"
 PLAIN = f"{OURS} plain"
 ASSISTED = f"{BASELINE} assisted"
 LOOKUP = f"{BASELINE} prompt lookup"
+TREE = {"num_tree_nodes": 12}
 # Drafters in another setting than their default.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "draft_model tree": {"method": "draft_model", "num_tree_nodes": 12},
+    "draft_model tree": {"method": "draft_model", **TREE},
     "draft_model coupled": {"method": "draft_model", "draft_sample_method": "coupled"},
 }
+HEAD = "head"  # of a mapping: the path of a self-draft head, whose layout says what its method is
 ONLY_SAMPLING = ("draft_model coupled",)  # the same as another contender when decoding greedily
 
 
@@ -96,7 +99,28 @@ def available(models: Models, decoding: Decoding) -> dict[str, dict[str, Any] | 
     for name, spec in {**named, **VARIANTS}.items():
         if _required(spec["method"]) <= given and (decoding.do_sample or name not in ONLY_SAMPLING):
             table[f"{OURS} {name}"] = drafter_options(spec, models, decoding.num_speculative_tokens)
+    for name, path in models.heads.items():
+        head = head_options(path, decoding.num_speculative_tokens)
+        table |= {f"{OURS} {name}": head, f"{OURS} {name} tree": {**head, **TREE}}
     return table
+
+
+def drafter_of(spec: Mapping[str, Any] | None, target: PagedModel) -> Drafter | None:
+    """The drafter of one of the mappings here. A head that cannot draft so many tokens drafts what it can."""
+    if spec is None or HEAD not in spec:
+        return build_drafter(spec, target)
+    options = dict(spec)
+    head = load_head(options.pop(HEAD), target)
+    wanted = options.pop("num_speculative_tokens")
+    depth = min(wanted, head.network.depth or wanted)
+    return build_drafter(
+        {"method": head.method, "model": head.network, "num_speculative_tokens": depth, **options}, target
+    )
+
+
+def head_options(path: str, num_speculative_tokens: int) -> dict[str, Any]:
+    """The mapping for a self-draft head; `drafter_of` reads it."""
+    return {HEAD: path, "num_speculative_tokens": num_speculative_tokens}
 
 
 def drafter_options(spec: Mapping[str, Any], models: Models, num_speculative_tokens: int) -> dict[str, Any] | None:
@@ -160,7 +184,7 @@ def _contender(name: str, models: Models, decoding: Decoding, paged_target: Page
             kwargs["prompt_lookup_num_tokens"] = decoding.num_speculative_tokens
         return Contender(name, lambda ids: _generate(target, ids, kwargs))
     spec = available(models, decoding)[name]
-    drafter = None if spec is None else build_drafter(spec, paged_target)  # once, as its model is checked when built
+    drafter = drafter_of(spec, paged_target)  # once, as its model is checked when built
     # Without graphs a `PagedModel` is made for every call, as for a user who has none.
     loop = speculate(drafter, seed=decoding.seed, target=paged_target if decoding.graphs else None)
     kwargs["custom_generate"] = loop

@@ -1,14 +1,15 @@
 """The models an experiment runs on: the embedded pair, or any other."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from specdec.checkpoints import has_tokenizer, load_model, load_tokenizer
-from specdec.zoo import FOLDER
+from specdec.zoo import FOLDER, embedded_heads
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -17,6 +18,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 EMBEDDED = "embedded"
+EMBEDDED_HEADS = set(embedded_heads().values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Models:
     draft: PreTrainedModel | None = None
     target_name: str = EMBEDDED
     draft_name: str | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)  # name -> folder or hub id, of self-draft heads
 
     @property
     def is_on_gpu(self) -> bool:
@@ -38,6 +41,7 @@ class Models:
         return {
             "target": self.target_name,
             "draft": self.draft_name,
+            "heads": {name: EMBEDDED if path in EMBEDDED_HEADS else path for name, path in self.heads.items()},
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "device": str(self.target.device),
             "target_parameters": self.target.num_parameters(),
@@ -67,15 +71,21 @@ class Models:
 
 
 def load_models(
-    target: str | None = None, draft: str | None = None, dtype: str | None = None, device: str | None = None
+    target: str | None = None,
+    draft: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    heads: Sequence[str] | None = None,
 ) -> Models:
-    """The embedded pair, or the models of these folders or hub ids.
+    """The embedded models, or those of these folders or hub ids.
 
     Args:
         target: None for the embedded one.
         draft: None for the embedded one if the target is embedded, and for none otherwise.
         dtype: None for bfloat16 on the embedded models and for the checkpoint's own otherwise.
         device: None for the GPU if there is one.
+        heads: self-draft heads of the target, which are called as the last part of their path; None for the embedded
+            ones if the target is embedded. They are not loaded yet.
 
     Raises:
         ValueError: something is missing, damaged, unknown, or does not fit together.
@@ -90,7 +100,16 @@ def load_models(
             _check_same_tokens(tokenizer, load_tokenizer(draft), draft)
         draft_model = load_model(draft_path, model.dtype, model.device)
     names = (target or EMBEDDED, EMBEDDED if draft is None and is_embedded else draft)
-    return Models(model, tokenizer, draft_model, *names)
+    named = _named(heads) if heads is not None else embedded_heads() if is_embedded else {}
+    return Models(model, tokenizer, draft_model, *names, heads=named)
+
+
+def _named(heads: Sequence[str]) -> dict[str, str]:
+    names = [Path(head).name for head in heads]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"expected heads that are called differently, got {twice!r} twice; rename a folder")
+    return dict(zip(names, heads, strict=True))
 
 
 def load_target(target: str | None = None, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:

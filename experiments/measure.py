@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class Record:
         return self.calls
 
 
+T = TypeVar("T")
 OnRun = Callable[[int, int, str], None]  # told how many runs are done, of how many, and whose was the last
 
 
@@ -89,12 +90,12 @@ def measure(
     """
     counted = [(c, index) for c in field if c.rounds is None for index in range(len(prompts))]
     warmed = [(c, 0) for c in field if c.rounds is not None]
-    turns = list(_turns(field, len(prompts), repeats))
-    total = len(counted) + len(warmed) + len(turns)
+    timed = list(turns(field, len(prompts), repeats))
+    total = len(counted) + len(warmed) + len(timed)
     calls: dict[tuple[str, int], TargetCalls] = {}
     runs: dict[tuple[str, int], list[Run]] = {}
     with torch.random.fork_rng():
-        for done, (contender, index) in enumerate([*warmed, *counted, *turns], 1):
+        for done, (contender, index) in enumerate([*warmed, *counted, *timed], 1):
             key = contender.name, index
             torch.manual_seed(seed)
             if done > len(warmed) + len(counted):
@@ -110,8 +111,13 @@ def measure(
     }
 
 
-def _turns(field: Sequence[Contender], num_prompts: int, repeats: int) -> Iterator[tuple[Contender, int]]:
-    """Every contender on every prompt so many times; neighbours are of the same prompt, and who begins rotates."""
+def turns(field: Sequence[T], num_prompts: int, repeats: int) -> Iterator[tuple[T, int]]:
+    """Everybody on every prompt so many times; neighbours are of the same prompt, and who begins rotates.
+
+    Example:
+        >>> list(turns("ab", num_prompts=2, repeats=1))
+        [('a', 0), ('b', 0), ('b', 1), ('a', 1)]
+    """
     for repeat in range(repeats):
         for index in range(num_prompts):
             first = (repeat + index) % len(field)

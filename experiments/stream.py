@@ -14,7 +14,7 @@ from specdec.events import Round
 from specdec.generation import speculate
 from specdec.methods import paged
 
-from .contenders import Decoding, drafter_options
+from .contenders import Decoding, drafter_of, drafter_options, head_options
 from .loading import Models
 
 TARGET, TARGET_STYLE, PROMPT_STYLE = "target", "default", "dim"
@@ -32,7 +32,7 @@ def stream(
     Args:
         models: of these the target speaks.
         prompt: what to continue.
-        drafter: its name; None for the draft model if there is one, and "ngram" otherwise.
+        drafter: its name, or a head's; None for the draft model if there is one, and "ngram" otherwise.
         decoding: how.
         stop: strings that end the text.
         console: where to; one without colours gets plain text.
@@ -43,9 +43,12 @@ def stream(
     ids = models.encode(prompt)
     name = drafter or ("ngram" if models.draft is None else "draft_model")
     printer = TokenPrinter(console, Detokenizer(models.decode, ids[0].tolist()), prompt)
-    options = drafter_options({"method": name}, models, decoding.num_speculative_tokens)
+    if name in models.heads:
+        options: dict[str, Any] | None = head_options(models.heads[name], decoding.num_speculative_tokens)
+    else:
+        options = drafter_options({"method": name}, models, decoding.num_speculative_tokens)
     paged_target = paged(models.target, graphs=decoding.graphs)
-    loop = speculate(options, seed=decoding.seed, on_round=printer.show, target=paged_target)
+    loop = speculate(drafter_of(options, paged_target), seed=decoding.seed, on_round=printer.show, target=paged_target)
     kwargs = decoding.generate_kwargs()
     if stop:
         kwargs["stopping_criteria"] = [StopStringCriteria(models.tokenizer, list(stop))]

@@ -18,6 +18,7 @@ from .cli_options import (
     DraftOption,
     Dtype,
     Graphs,
+    HeadOption,
     Json,
     NewTokens,
     NumDraft,
@@ -93,6 +94,7 @@ def start(
 def compare(
     target: Target = None,
     draft: DraftOption = None,
+    head: HeadOption = None,
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "task", "turns": [text]}.')] = PROMPTS,
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts per task.")] = 2,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
@@ -117,7 +119,7 @@ def compare(
     decoding = Decoding(max_new_tokens, num_speculative_tokens, temperature, top_p, top_k, seed)
     use_threads(threads)
     with quiet_transformers():
-        models = load_models(target, draft, dtype, device)
+        models = load_models(target, draft, dtype, device, head)
         decoding = replace(decoding, graphs=models.is_on_gpu if graphs is None else graphs)
         names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         with progress() as advance:
@@ -133,7 +135,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to continue.")] = PROMPT,
     target: Target = None,
     draft: DraftOption = None,
-    drafter: Annotated[str | None, typer.Option(help="ngram, draft_model or none.")] = None,
+    head: HeadOption = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="ngram, draft_model, none, or the last part of a head's path.")
+    ] = None,
     max_new_tokens: NewTokens = 128,
     num_speculative_tokens: NumDraft = DECODING.num_speculative_tokens,
     temperature: Temperature = DECODING.temperature,
@@ -153,7 +158,7 @@ def generate(
     decoding = Decoding(max_new_tokens, num_speculative_tokens, temperature, top_p, top_k, seed)
     use_threads(threads)
     with quiet_transformers():
-        models = load_models(target, draft, dtype, device)
+        models = load_models(target, draft, dtype, device, head)
         decoding = replace(decoding, graphs=models.is_on_gpu if graphs is None else graphs)
         totals = stream(models, prompt, drafter, decoding, stop or (), console(no_color))
     typer.echo(summary_line(totals))

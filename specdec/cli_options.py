@@ -16,6 +16,9 @@ PIPE_WIDTH = 120
 
 Target = Annotated[str | None, typer.Option(help="Folder or hub id of the model; the embedded one by default.")]
 DraftOption = Annotated[str | None, typer.Option("--draft", help="Folder or hub id of a draft model.")]
+HeadOption = Annotated[
+    list[str] | None, typer.Option("--head", help="Folder or hub id of a self-draft head; may be repeated.")
+]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16, float32 or float64; the checkpoint's by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU.")]

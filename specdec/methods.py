@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
@@ -47,6 +47,9 @@ OPTION_ALIASES = {
 }
 # The check at load runs once in the life of a model, not once per call; entries vanish with their model.
 _learned: weakref.WeakKeyDictionary[PreTrainedModel, Learned] = weakref.WeakKeyDictionary()
+# So with the layers that heads were found to read: by path, and by the choices there were.
+_Probed: TypeAlias = dict[tuple[str, tuple[tuple[int, ...], ...]], tuple[int, ...]]
+_probed: weakref.WeakKeyDictionary[PreTrainedModel, _Probed] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,9 @@ def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any
     """The drafter of a published head, ready for `generate(target, drafter=...)`.
 
     Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, Medusa, DFlash and
-    DSpark. Which layers of the target a config means is tried on a short text that the target draws; if those of the
-    other way of counting are accepted more often, they are used, with a warning. A mapping with a path for its `model`
-    does the same, at every call.
+    DSpark. Which layers of the target a config means is tried, once, on a short text that the target draws; if those of
+    the other way of counting are accepted more often, they are used, with a warning. A mapping with a path for its
+    `model` does the same, and reads the weights at every call.
 
     Args:
         path: a folder or hub id.
@@ -110,9 +113,12 @@ def load_head(path: str, target: PagedModel) -> Head:
     head = read_head(path, target)
     if head.other_layers is None:
         return head
-    choices = [head.network.feature_layers, head.other_layers]
-    layers = better_layers(lambda layers: _with_head(_reading(head, layers), {}, target), choices, target, path)
-    return _reading(head, layers)
+    choices = (head.network.feature_layers, head.other_layers)
+    probed = _probed.setdefault(target.model, {})
+    if (path, choices) not in probed:
+        found = better_layers(lambda layers: _with_head(_reading(head, layers), {}, target), choices, target, path)
+        probed[path, choices] = found
+    return _reading(head, probed[path, choices])
 
 
 def method_of(drafter: Any, verifier: Any, target: PagedModel, do_sample: bool) -> Method:

@@ -8,6 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from specdec import cli
+from specdec.draft_models.head_writing import write_head
+from specdec.draft_models.medusa import MedusaNetwork
 from specdec.experiments.corpus import DOMAINS, Document, train_tokenizer
 from tests.toys.models import tiny_model
 from tests.toys.recorded import recording  # noqa: F401 - a fixture
@@ -31,7 +33,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A target, a draft model of the same tokens, one of others, and a file of prompts."""
+    """A target, a draft model of the same tokens, one of others, untrained heads, and a file of prompts."""
     root = tmp_path_factory.mktemp("models")
     documents = [Document(domain, f"{domain}{index}", TEXT * 9) for domain in DOMAINS for index in range(3)]
     train_tokenizer(documents, 320, root / "target")
@@ -40,6 +42,8 @@ def folders(tmp_path_factory):
     llama(root / "draft", 1, vocab_size)
     llama(root / "other", 2, vocab_size - 40)
     prompts = [("a1", "story", "Once upon a time, "), ("a2", "story", "The dog was"), ("b1", "code", "def f(x):\n    ")]
+    target = LlamaForCausalLM.from_pretrained(root / "target")
+    write_head(MedusaNetwork(target.config, num_heads=2), root / "head", "medusa", target.config)
     lines = [json.dumps({"id": name, "task": task, "turns": [text]}) for name, task, text in prompts]
     (root / "prompts.jsonl").write_text("\n".join(lines))
     return root

@@ -74,6 +74,26 @@ def test_compare_without_a_draft_model_leaves_out_what_needs_one(specdec, tmp_pa
     assert [row["method"] for row in found["rows"]][-2:] == ["specdec plain", "specdec ngram"]
 
 
+def test_heads_are_compared_and_generate_text(specdec, tmp_path):
+    line = "compare --target @target --head @head --prompts @prompts.jsonl --num-prompts 1 --max-new-tokens 8"
+    found = result_of(specdec(f"{line} --repeats 1 --json {tmp_path}/c.json"), tmp_path / "c.json")
+    assert [row["method"] for row in found["rows"]][-2:] == ["specdec head", "specdec head tree"]
+    assert all(row["identical"] for row in found["rows"])
+    assert found["models"]["heads"] == {"head": found["models"]["target"].replace("target", "head")}
+    line = f"generate --target @target --head @head --drafter head --max-new-tokens 8 --json {tmp_path}/g.json"
+    found = result_of(specdec(line, "The dog was"), tmp_path / "g.json")
+    assert found["drafter"] == "medusa" and found["metrics"]["num_drafted"] > 0
+
+
+def test_embedded_heads_are_compared_with_the_embedded_target(specdec, tmp_path):
+    line = "compare --num-prompts 1 --max-new-tokens 12 --repeats 1 --dtype float32 --methods eagle3,medusa,block"
+    found = result_of(specdec(f"{line} --json {tmp_path}/c.json"), tmp_path / "c.json")
+    rows = {row["method"]: row for row in found["rows"]}
+    assert all(row["identical"] or row["first_difference"]["is_tie"] for row in rows.values())
+    assert all(rows[f"specdec {name}"]["tokens_per_step"] > 1.2 for name in ("eagle3", "medusa", "block"))
+    assert set(found["models"]["heads"].values()) == {"embedded"}
+
+
 def test_compare_says_where_a_text_differs(specdec, monkeypatch, tmp_path):
     """A method that writes something else is called out, not averaged away."""
     honest = contenders._generate

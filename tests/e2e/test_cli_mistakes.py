@@ -35,6 +35,10 @@ MISTAKES = {
     "wrong device": (f"{COMPARE} --device gpu:0", 1, "got 'gpu:0'; try cpu"),
     "no such target": ("compare --target @nowhere", 1, "there is no such folder"),
     "no such prompts": (f"compare {PAIR} --prompts @nowhere.jsonl", 1, "pass --prompts FILE"),
+    "no such head": ("compare --target @target --head @nowhere --prompts @prompts.jsonl", 1, "there is no such folder"),
+    "no head": ("compare --target @target --head @draft --prompts @prompts.jsonl", 1, "expected a head in"),
+    "heads of one name": (
+        "compare --target @target --head @head --head x/head --prompts @prompts.jsonl", 1, "rename a folder"),
     "no such draft model": ("compare --target @target --draft @nowhere", 1, "there is no such folder"),
     "other tokens": ("compare --target @target --draft @other --prompts @prompts.jsonl", 1, "vocabular"),
     "prompt beyond the context": (f"{COMPARE} --max-new-tokens 500", 1, "within the context of 128"),

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.experiments.contenders import Contender
 from specdec.experiments.differences import first_difference
-from specdec.experiments.measure import _turns, measure
+from specdec.experiments.measure import measure, turns
 
 PROMPT = torch.tensor([[3, 4, 5]])
 
@@ -25,11 +25,11 @@ def generating(model, **kwargs):
 
 def test_every_contender_begins_equally_often_and_runs_everywhere():
     field = [Contender(name, run=None) for name in "abc"]
-    turns = [(contender.name, index) for contender, index in _turns(field, num_prompts=3, repeats=2)]
-    assert sorted(turns) == sorted([(name, index) for name in "abc" for index in range(3)] * 2)
-    begins = [turns[start] for start in range(0, len(turns), 3)]
+    order = [(contender.name, index) for contender, index in turns(field, num_prompts=3, repeats=2)]
+    assert sorted(order) == sorted([(name, index) for name in "abc" for index in range(3)] * 2)
+    begins = [order[start] for start in range(0, len(order), 3)]
     assert begins == [("a", 0), ("b", 1), ("c", 2), ("b", 0), ("c", 1), ("a", 2)]
-    assert all(len({index for _, index in turns[start : start + 3]}) == 1 for start in range(0, len(turns), 3))
+    assert all(len({index for _, index in order[start : start + 3]}) == 1 for start in range(0, len(order), 3))
 
 
 def test_target_calls_of_transformers_are_counted(model):
