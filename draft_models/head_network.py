@@ -40,6 +40,7 @@ class HeadNetwork(nn.Module):
     lm_head: nn.Linear | None
     d2t: Tensor | None  # [draft vocab] int64
     t2d: Tensor | None  # [vocab] bool: whether the network knows the token
+    choices: Sequence[Sequence[int]] | None = None  # rank paths of the tree that it was calibrated for
 
     def __init__(
         self, config: PretrainedConfig, feature_layers: Sequence[int], draft_tokens: Sequence[int] | None = None

@@ -15,6 +15,7 @@ from specdec.tensor_files import read_config, read_tensors, require_finite
 from specdec.vocabulary import check_vocabulary
 
 from .block_network import BlockNetwork, BlockShape
+from .draft_options import tree_choices
 from .eagle import EagleNetwork
 from .eagle3 import Eagle3Network, Norms
 from .head_layouts import BORROWED, METHODS, layout_of, layout_of_tensors, our_name
@@ -102,7 +103,9 @@ def _medusa(source: Source) -> tuple[HeadNetwork, None]:
     vocab_size = source.target.vocab_size if outputs is None else outputs.shape[0]
     check_vocabulary(source.target.vocab_size, vocab_size)
     config = PretrainedConfig(hidden_size=source.target_width, vocab_size=vocab_size)  # type: ignore[call-arg]
-    return MedusaNetwork(config, num_heads, num_layers, has_outputs=outputs is not None), None
+    network = MedusaNetwork(config, num_heads, num_layers, has_outputs=outputs is not None)
+    network.choices = tree_choices(source.config.get("medusa_choices")) or None
+    return network, None
 
 
 def _block(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:

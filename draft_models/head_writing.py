@@ -178,6 +178,8 @@ def _medusa(network: Any, target: PretrainedConfig) -> Files:
         "vocab_size": network.config.vocab_size,
         "base_model_name_or_path": _name_of(target),
     }
+    if network.choices:
+        config["medusa_choices"] = [list(path) for path in network.choices]
     tensors = {name.removeprefix("medusa_head."): part for name, part in network.state_dict().items()}
     return Files(config, tensors, "medusa_lm_head.safetensors")
 

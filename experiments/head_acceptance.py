@@ -23,7 +23,7 @@ from specdec.metrics import summarize_steps
 from specdec.protocols import Drafter
 from specdec.target import PagedModel
 
-from .assemble_zoo import NUM_PROMPTS, held_out_prompts
+from .assemble_zoo import NEW_TOKENS, NUM_PROMPTS, held_out_prompts
 from .bench_results import print_figures, state_of
 from .loading import Models, load_models
 from .measure import turns
@@ -82,7 +82,7 @@ def drafters(models: Models, target: PagedModel) -> dict[str, Drafter | None]:
 
 
 def measure(
-    models: Models, prompts: Sequence[Prompt], repeats: int, new_tokens: int, advance: Callable[[int, int, str], None]
+    models: Models, prompts: Sequence[Prompt], repeats: int, advance: Callable[[int, int, str], None]
 ) -> dict[str, list[Result]]:
     """The results of every drafter, one per prompt."""
     target = paged(models.target)
@@ -92,7 +92,7 @@ def measure(
     order = list(turns(list(field), len(prompts), repeats))
     for done, (name, index) in enumerate(order):
         advance(done, len(order), name)
-        rounds = _rounds(target, field[name], encoded[index], new_tokens)
+        rounds = _rounds(target, field[name], encoded[index])
         known = found.get((name, index), rounds)
         found[name, index] = min(known, rounds, key=lambda each: sum(part.seconds.total for part in each))
     return {name: [Result(prompt.task, found[name, i]) for i, prompt in enumerate(prompts)] for name in field}
@@ -145,13 +145,13 @@ def figures_of(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _rounds(target: PagedModel, drafter: Drafter | None, ids: Tensor, new_tokens: int) -> tuple[Round, ...]:
+def _rounds(target: PagedModel, drafter: Drafter | None, ids: Tensor) -> tuple[Round, ...]:
     output = generate(
         target,
         ids,
         attention_mask=torch.ones_like(ids),
         drafter=drafter,
-        max_new_tokens=new_tokens,
+        max_new_tokens=NEW_TOKENS,
         do_sample=False,
         return_dict_in_generate=True,
     )
@@ -183,7 +183,6 @@ def main(
     corpora: Annotated[Path | None, typer.Option(help="Folder of corpora, whose held-out texts are continued.")] = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Per domain, of the corpora.")] = 8,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     dtype: str | None = None,
     threads: Threads = None,
     json_file: Json = None,
@@ -194,7 +193,7 @@ def main(
     prompts = list(_prompts(corpora, num_prompts))
     with quiet_transformers(), progress() as advance:
         models = load_models(dtype=dtype)
-        results = measure(models, prompts, repeats, max_new_tokens, advance)
+        results = measure(models, prompts, repeats, advance)
     rows = {name: row_of(found) for name, found in results.items()}
     figures = figures_of(rows)
     out = console()
@@ -203,7 +202,7 @@ def main(
     settings = {
         "num_prompts": len(prompts),
         "repeats": repeats,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": NEW_TOKENS,
         "corpora": bool(corpora),
     }
     about = {"settings": settings, "drafters": DRAFTERS, "models": models.as_dict(), "environment": environment()}

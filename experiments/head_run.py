@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from specdec.anatomy import logits_width_of
+from specdec.draft_models.head_reading import read_head
 from specdec.methods import paged
 from specdec.target import PagedModel
 
@@ -18,14 +19,14 @@ from .head_block import BlockConfig, BlockRecipe
 from .head_eagle3 import Eagle3Recipe
 from .head_features import Features, FrozenTarget, online
 from .head_files import Advance, nobody
-from .head_medusa import MedusaRecipe
+from .head_medusa import MedusaRecipe, calibrated_choices
 from .head_openings import OpeningOptions, Openings, openings_of_nothing, read_openings
 from .head_recipe import HeadConfig, Recipe
 from .head_samples import ResponseConfig, Samples, begin_responses, frequent_tokens, read_responses, write_responses
 from .head_watch import Watch
 from .loading import Models
 from .prompts import PROMPTS
-from .train_head import Lesson, train_head
+from .train_head import Lesson, save_head, train_head
 
 NEW_TOKENS = 64  # of each measurement's texts
 RECIPES: dict[str, type[Recipe]] = {recipe.kind: recipe for recipe in (MedusaRecipe, Eagle3Recipe, BlockRecipe)}
@@ -78,6 +79,8 @@ def train_on_responses(
     watch = Watch(held_out, min(NEW_TOKENS, room), config.temperature)
     lesson = Lesson(recipe, samples, features, watch)
     best = train_head(lesson, files.run, accelerator, advance)
+    if isinstance(recipe, MedusaRecipe) and recipe.config.num_tree_nodes and accelerator.is_main_process:
+        _calibrate(recipe, files.run / "head", samples)
     counts = samples.counts(recipe.target.paged.vocab_size)
     return {
         "kind": recipe.kind,
@@ -89,6 +92,14 @@ def train_on_responses(
         "known_share": 1.0 if tokens is None else float(counts[tokens].sum() / counts.sum()),
         "seconds": time.time() - began,
     }
+
+
+def _calibrate(recipe: MedusaRecipe, folder: Path, samples: Samples) -> None:
+    """Gives the best heads of a run the tree for such texts."""
+    best: Any = read_head(str(folder), recipe.target.paged).network
+    recipe.network.load_state_dict(best.state_dict())
+    recipe.network.choices = calibrated_choices(recipe, samples, online(recipe.target), recipe.config.num_tree_nodes)
+    save_head(recipe, folder)
 
 
 def recipe_of(config: HeadConfig, target: PagedModel, draft_tokens: list[int] | None = None) -> Recipe:

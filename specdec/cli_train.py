@@ -105,6 +105,9 @@ def train_medusa(
     patience: Patience = MEDUSA.patience,
     num_heads: Annotated[int, typer.Option(min=1, help="Tokens ahead.")] = MEDUSA.num_heads,
     num_layers: Annotated[int, typer.Option(min=1, help="Residual blocks per head.")] = MEDUSA.num_layers,
+    num_tree_nodes: Annotated[
+        int, typer.Option(min=0, help="Of the tree the heads are calibrated for; 0: none.")
+    ] = MEDUSA.num_tree_nodes,
     own_outputs: Annotated[bool, typer.Option("--own-outputs", help="An output matrix per head.")] = False,
     cache_gb: CacheGb = 0.0,
     seed: Seed = MEDUSA.seed,

@@ -188,7 +188,10 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
 
 def _with_head(head: Head, options: Mapping[str, Any], target: PagedModel) -> Drafter:
     if not {"num_speculative_tokens", "speculative_token_tree"} & options.keys():
-        options = {"num_speculative_tokens": head.num_tokens, **options}
+        if head.network.choices and "num_tree_nodes" not in options:
+            options = {"speculative_token_tree": head.network.choices, **options}
+        else:
+            options = {"num_speculative_tokens": head.num_tokens, **options}
     factory = HEADS[head.method]
     for name in options:
         _known(name, inspect.signature(factory).parameters, f"option of {head.method}")
