@@ -56,6 +56,18 @@ class Marginals:
         self.vocabulary = Vocabulary(self.network, target)
         self.vocab_size, self.num_embeddings = self.vocabulary.size, self.vocabulary.num_embeddings
 
+    def require_mask(self, token: int) -> None:
+        """Of a network that reads a mask token where it drafts.
+
+        Raises:
+            ValueError: there is no embedding for it.
+        """
+        if token >= self.num_embeddings:
+            raise ValueError(
+                f"expected a mask token below the {self.num_embeddings} that have embeddings, got {token}; give the "
+                "mask_token_id that the head was trained with"
+            )
+
     def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
         """What is known of the committed rows, until the next call."""
         self.features, self._firsts = features, {}
