@@ -244,10 +244,10 @@ def test_a_confidence_head_that_reads_a_markov_head_needs_one():
 
 def test_rows_of_masks_that_stay_are_noticed(compared, monkeypatch):
     """And row 0 in view, the next row's features, and drafts that are taken for what the text says."""
-    rows, masked = FeatureRows.rows, MaskedRows.rows_after
+    rows, masked, proposals = FeatureRows.rows, MaskedRows.rows_after, Eagle._proposals
 
     def kept(self, views, budgets, noises):
-        drafts = super(Eagle, self)._proposals(views, budgets, noises)
+        drafts = proposals(self, views, budgets, noises)
         for view in views:
             view.table.filled[self.pool] = view.table.length + 4
         return drafts
