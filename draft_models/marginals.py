@@ -149,6 +149,8 @@ class Marginals:
         return self._widened(self._rows).view(-1, self.depth, self.vocab_size)
 
     def _looked_up(self, places: list[int], tokens: Sequence[int]) -> Tensor:  # [n, vocab]
+        if not places:  # of a piece of what the pool has missed, before there are any rows
+            return self._rows.new_empty(0, self.vocab_size)
         if len(places) == 1:
             rows = self._rows.narrow(0, places[0], 1)
         else:

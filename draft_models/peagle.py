@@ -30,10 +30,10 @@ from .paged_head import HeadRows
 
 
 class PEagleNetwork(Eagle3Network):
-    """The network of P-EAGLE (2602.01469, section 3): EAGLE-3's, which was trained on rows of masks, too.
+    """The network of P-EAGLE (2602.01469): EAGLE-3's, which was trained on rows of masks, too.
 
     Args:
-        config: of its layers, of which published heads have up to 4.
+        config: of its layers; published heads have 4, say.
         feature_layers: of the target.
         mask_token_id: what stands for tokens that are not drafted yet.
         draft_tokens: the target's tokens that it may draft; None for all.

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from specdec import rollout
 from specdec.draft_models import paged_head
 from specdec.draft_models.block_network import BlockNetwork, BlockShape
 from specdec.draft_models.dflash import DFlash
@@ -149,6 +150,14 @@ def test_rows_are_made_once_however_the_draft_grows():
             calls.clear()
             session.propose([4, 4, 4])
             assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", [*INDEPENDENT[1:], "block with a gated Markov head", "peagle, three layers of Qwen3"])
+def test_a_long_prompt_is_caught_up_with_in_pieces(name, compared, monkeypatch):
+    whole = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
+    monkeypatch.setattr(rollout, "MAX_CATCH_UP", 2)
+    pieces = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
+    assert [draft.tree for draft in pieces] == [draft.tree for draft in whole] and 0 in compared
 
 
 def test_the_markov_head_sees_the_token_that_was_drafted():
