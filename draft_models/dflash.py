@@ -61,11 +61,7 @@ class BlockRows(Marginals):
             ValueError: it was made for another one.
         """
         super().adopt(target)
-        if self.network.shape.mask_token_id >= self.num_embeddings:
-            raise ValueError(
-                f"expected a mask token below the {self.num_embeddings} that have embeddings, got "
-                f"{self.network.shape.mask_token_id}; give the mask_token_id that the head was trained with"
-            )
+        self.require_mask(self.network.shape.mask_token_id)
 
     def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
         """Logits [blocks, depth, draft vocab]; the pool now holds what is made of the features."""

@@ -2,9 +2,11 @@
 
 layout               its config has                                   its tensors are called
 speculators eagle3   speculators_model_type                           layers.0.*, fc, norm, lm_head, d2t, t2d
+speculators peagle   speculators_model_type                           the same, mask_hidden
 speculators dflash   speculators_model_type, also dspark              layers.*, fc, hidden_norm, norm
 eagle                (nothing of its own)                             layers.*, fc, embed_tokens
 eagle3               draft_vocab_size, an architecture ...Eagle3...   midlayer.*, fc, norm, lm_head, d2t, t2d
+peagle               an architecture PEagle..., or as eagle3          those of EAGLE-3, mask_hidden
 medusa               medusa_num_heads                                 0.0.linear, and 0.1 if outputs are its own
 dflash               dflash_config, an architecture DFlash...         layers.*, fc, hidden_norm, norm
 dspark               an architecture ...DSpark...                     the same, markov_head.*, confidence_head.*
@@ -23,10 +25,12 @@ Counting: TypeAlias = Literal["inputs", "outputs", "states"]
 # Layout -> the drafter that runs it.
 METHODS = {
     "speculators eagle3": "eagle3",
+    "speculators peagle": "peagle",
     "speculators dflash": "dflash",
     "speculators dspark": "dflash",
     "eagle": "eagle",
     "eagle3": "eagle3",
+    "peagle": "peagle",
     "medusa": "medusa",
     "dflash": "dflash",
     "dspark": "dflash",
@@ -42,6 +46,7 @@ ARCHITECTURES = (  # part of the name of an architecture -> layout; the first th
 )
 FIELDS = (("medusa_num_heads", "medusa"), ("dflash_config", "dflash"), ("draft_vocab_size", "eagle3"))
 TENSORS = (  # name that we give a tensor -> layout
+    (r"mask_hidden$", "peagle"),
     (r"layers\.\d+\.hidden_norm\.", "eagle3"),
     (r"hidden_norm\.", "dflash"),
     (r"fc\.", "eagle"),
@@ -126,7 +131,7 @@ def stated_layers(layout: str, config: Mapping[str, Any], num_layers: int) -> tu
         return list(outputs), "outputs"
     if states:
         return list(states), "states"
-    if METHODS[layout] == "eagle3":  # as in EAGLE's own code
+    if METHODS[layout] in ("eagle3", "peagle"):  # as in EAGLE's own code
         return [2, num_layers // 2, num_layers - 3], "inputs"
     if layout.startswith("speculators"):
         raise ValueError("expected aux_hidden_state_layer_ids in the config, got none; add those of the training")

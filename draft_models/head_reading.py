@@ -22,11 +22,13 @@ from .head_layouts import BORROWED, METHODS, layout_of, layout_of_tensors, our_n
 from .head_network import HeadNetwork
 from .head_source import VOCABULARY, Source, config_errors, draft_tokens, layer_config, layers_read
 from .medusa import MedusaNetwork
+from .peagle import PEagleNetwork
 
 NORMS = [field.name for field in fields(Norms)]
 DSPARK = {"markov_rank": 256, "enable_confidence_head": True, "confidence_head_with_markov": True}  # unless stated
+MASK_TOKENS = ("mask_token_id", "ptd_token_id", "pard_token")  # of P-EAGLE: speculators, its authors, vLLM
+MASK_HIDDEN = "mask_hidden"
 NOT_LOADED = {  # layout -> what it is, and what to do
-    "peagle": ("a P-EAGLE head, which drafts in parallel rows", "take an EAGLE-3 or DFlash head of this target"),
     "domino": ("a Domino head, which corrects with a GRU", "take a DFlash or DSpark head of this target"),
     "dflash2": ("a DFlash-2 head", "take a DFlash or DSpark head of this target"),
     "mtp": ("a multi-token-prediction module of a target", "train a head for it: specdec train eagle3"),
@@ -55,7 +57,8 @@ def read_head(path: str, target: PagedModel) -> Head:
     if layout is not None:
         _require_known(layout, path)
     tensors = {ours: part for name, part in read_tensors(path).items() if (ours := our_name(name)) is not None}
-    layout = layout or layout_of_tensors(tensors)
+    if layout is None or (layout == "eagle3" and MASK_HIDDEN in tensors):  # a P-EAGLE head with vLLM's name for it
+        layout = layout_of_tensors(tensors)
     if layout is None:
         raise ValueError(
             f"expected a head in {path!r}, got {config.get('architectures') or 'no architecture'} without its marks; "
@@ -81,6 +84,21 @@ def _eagle(source: Source) -> tuple[HeadNetwork, None]:
 
 
 def _eagle3(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
+    sizes, norms, width = _fusing(source)
+    layers, other = layers_read(source)
+    return Eagle3Network(sizes, layers, draft_tokens(source), norms, target_size=width), other
+
+
+def _peagle(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
+    sizes, norms, width = _fusing(source)
+    layers, other = layers_read(source)
+    name = next((name for name in MASK_TOKENS if source.config.get(name) is not None), MASK_TOKENS[0])
+    mask = source.count(name, source.config, least=0)
+    return PEagleNetwork(sizes, layers, mask, draft_tokens(source), norms, width), other
+
+
+def _fusing(source: Source) -> tuple[PretrainedConfig, Norms, int | None]:
+    """What an EAGLE-3 head says of itself: its layers, where it norms, the target's hidden size if it is another."""
     config = source.config
     if source.layout.startswith("speculators"):
         source.field("norm_before_residual", config)  # where it is missing, vLLM takes it for True, speculators do not
@@ -88,10 +106,7 @@ def _eagle3(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
     else:  # one layer, whatever the config says (EAGLE3-Vicuna1.3-13B: 40)
         numbers = [int(found[1]) for name in source.tensors if (found := re.match(r"layers\.(\d+)\.", name))]
         sizes = layer_config(source, num_layers=1 + max(numbers, default=0))
-    layers, other = layers_read(source)
-    norms = Norms(**{name: bool(config.get(name)) for name in NORMS})
-    width = config.get("target_hidden_size")
-    return Eagle3Network(sizes, layers, draft_tokens(source), norms, target_size=width), other
+    return sizes, Norms(**{name: bool(config.get(name)) for name in NORMS}), config.get("target_hidden_size")
 
 
 def _medusa(source: Source) -> tuple[HeadNetwork, None]:
@@ -133,6 +148,7 @@ def _block(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
 READERS: dict[str, Callable[[Source], tuple[HeadNetwork, tuple[int, ...] | None]]] = {
     "eagle": _eagle,
     "eagle3": _eagle3,
+    "peagle": _peagle,
     "medusa": _medusa,
     "dflash": _block,
 }
@@ -162,6 +178,8 @@ def _with_output_biases(tensors: dict[str, Tensor], config: Mapping[str, Any]) -
 def _own_tensors(network: HeadNetwork, source: Source) -> dict[str, Tensor]:
     """Its tensors without embedding and language model head if they are the target's; else it keeps them as its own."""
     own = {name: part for name, part in source.tensors.items() if name not in VOCABULARY}
+    if MASK_HIDDEN in own:  # some leave out the first of its dimensions
+        own[MASK_HIDDEN] = own[MASK_HIDDEN].reshape(1, 1, -1)
     model = source.target.model
     for name, lender in zip(BORROWED, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
         part, attribute = own.get(name), name.removesuffix(".weight")

@@ -20,9 +20,10 @@ from .eagle import EagleNetwork
 from .eagle3 import Eagle3Network
 from .head_network import HeadNetwork
 from .medusa import MedusaNetwork
+from .peagle import PEagleNetwork
 
 SPECULATORS_VERSION = "0.9.0"  # of the schema that is written
-DEFAULT_TOKENS = 5  # that an EAGLE-3 head proposes to draft
+DEFAULT_TOKENS = 5  # that an EAGLE-3 or P-EAGLE head proposes to draft
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
@@ -45,7 +46,8 @@ def write_head(network: HeadNetwork, folder: str | Path, layout: str, target: Pr
     Args:
         network: the head.
         folder: must not exist.
-        layout: "speculators" for EAGLE-3 and block networks; "eagle", "eagle3" or "medusa" for those of that name.
+        layout: "speculators" for networks of EAGLE-3, P-EAGLE and blocks; "eagle", "eagle3" or "medusa" for those of
+            that name.
         target: the config of the model that the head was trained for.
 
     Returns:
@@ -101,7 +103,7 @@ def files_of(network: HeadNetwork, layout: str, target: PretrainedConfig) -> Fil
     return writers[layout](network, target)
 
 
-def _speculators_eagle3(network: Any, target: PretrainedConfig) -> Files:
+def _speculators_eagle3(network: Any, target: PretrainedConfig, kind: str = "eagle3") -> Files:
     width = network.fc.in_features // len(network.feature_layers)
     about = {
         "draft_vocab_size": network.lm_head.out_features,
@@ -110,7 +112,12 @@ def _speculators_eagle3(network: Any, target: PretrainedConfig) -> Files:
         "eagle_aux_hidden_state_layer_ids": _as_inputs(network),
         "embed_requires_grad": network.embed_tokens is not None,
     }
-    return Files(_speculators("eagle3", network, target, DEFAULT_TOKENS) | about, network.state_dict())
+    return Files(_speculators(kind, network, target, DEFAULT_TOKENS) | about, network.state_dict())
+
+
+def _speculators_peagle(network: Any, target: PretrainedConfig) -> Files:
+    files = _speculators_eagle3(network, target, "peagle")
+    return files._replace(config=files.config | {"mask_token_id": network.mask_token_id})
 
 
 def _speculators_block(network: Any, target: PretrainedConfig) -> Files:
@@ -185,6 +192,7 @@ def _medusa(network: Any, target: PretrainedConfig) -> Files:
 
 
 WRITERS: Mapping[type[HeadNetwork], Mapping[str, Callable[[Any, PretrainedConfig], Files]]] = {
+    PEagleNetwork: {"speculators": _speculators_peagle},  # an Eagle3Network, too
     Eagle3Network: {"speculators": _speculators_eagle3, "eagle3": _eagle3},
     BlockNetwork: {"speculators": _speculators_block},
     EagleNetwork: {"eagle": _eagle},
@@ -195,7 +203,7 @@ LAYOUTS = sorted({layout for writers in WRITERS.values() for layout in writers})
 
 def _speculators(kind: str, network: Any, target: PretrainedConfig, num_tokens: int) -> dict[str, Any]:
     """What all configs of speculators have."""
-    names = {"dflash": "DFlash", "dspark": "DSpark", "eagle3": "Eagle3"}
+    names = {"dflash": "DFlash", "dspark": "DSpark", "eagle3": "Eagle3", "peagle": "PEagle"}
     greedy = {"proposal_type": "greedy", "speculative_tokens": num_tokens}
     return {
         "architectures": [f"{names[kind]}DraftModel"],

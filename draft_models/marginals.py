@@ -56,6 +56,18 @@ class Marginals:
         self.vocabulary = Vocabulary(self.network, target)
         self.vocab_size, self.num_embeddings = self.vocabulary.size, self.vocabulary.num_embeddings
 
+    def require_mask(self, token: int) -> None:
+        """Of a network that reads a mask token where it drafts.
+
+        Raises:
+            ValueError: there is no embedding for it.
+        """
+        if token >= self.num_embeddings:
+            raise ValueError(
+                f"expected a mask token below the {self.num_embeddings} that have embeddings, got {token}; give the "
+                "mask_token_id that the head was trained with"
+            )
+
     def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
         """What is known of the committed rows, until the next call."""
         self.features, self._firsts = features, {}
@@ -137,6 +149,8 @@ class Marginals:
         return self._widened(self._rows).view(-1, self.depth, self.vocab_size)
 
     def _looked_up(self, places: list[int], tokens: Sequence[int]) -> Tensor:  # [n, vocab]
+        if not places:  # of a piece of what the pool has missed, before there are any rows
+            return self._rows.new_empty(0, self.vocab_size)
         if len(places) == 1:
             rows = self._rows.narrow(0, places[0], 1)
         else:

@@ -45,6 +45,44 @@ class SteppingNetwork(HeadNetwork):
         raise NotImplementedError
 
 
+class HeadRows:
+    """Runs a stepping network on rows of its pool.
+
+    Args:
+        network: left as it is found.
+        pool: name of the pool.
+    """
+
+    def __init__(self, network: SteppingNetwork, pool: str) -> None:
+        self._network, self._pool = network, pool
+        self._windows = windows_of(network.config, network.num_layers)
+        self._packer = Packer(network.device)
+
+    def run(
+        self, cache: PagedKVCache, given: Inputs, states: Tensor, vocabulary: Vocabulary, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """States [rows, hidden], and what is to be read of the rows wanted, [wanted, hidden].
+
+        Args:
+            states: [rows, hidden] of the rows in front of these.
+            tokens: [rows] if they are on the device already.
+        """
+        if self._packer.device != self._network.device:  # it was moved
+            self._packer = Packer(self._network.device)
+        packed = self._packer.pack(_behind_row_0(given))
+        attend = attention_over(cache, self._pool, packed, self._windows)
+        embedded = vocabulary.embedded(packed.tokens[0] if tokens is None else tokens)
+        states, read = self._network(embedded, states, packed.positions[0], attend)
+        if not packed.num_logits:
+            return states, read[:0]
+        return states, read.index_select(0, packed.keep) if isinstance(packed.keep, Tensor) else read
+
+    def fused(self, features: list[Tensor]) -> Tensor:  # [rows, layers * size] each -> [rows, hidden]
+        """All of them one after the other as states."""
+        parts = [part.to(device=self._network.device, dtype=self._network.dtype) for part in features]
+        return self._network.fused(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
 class PagedHead:
     """Runs a stepping network; to whoever drafts with it, it is what a `PagedModel` is.
 
@@ -56,9 +94,8 @@ class PagedHead:
         self.network, self.pool_name = network, pool_name("head", network)
         self.max_positions: int = network.config.max_position_embeddings
         self.vocab_size = self.num_embeddings = network.config.vocab_size
-        self._windows = windows_of(network.config, network.num_layers)
+        self._rows = HeadRows(network, self.pool_name)
         self._vocabulary: Vocabulary | None = None
-        self._packer = Packer(network.device)
         self._features: Mapping[PageTable, FeatureRows] = {}
         self._states = torch.empty(0)  # [n, hidden], of rows that were run since the last commit
         self._places: dict[PageTable, list[int]] = {}  # staged row, counted from the pending token's -> state
@@ -91,7 +128,7 @@ class PagedHead:
                 places = [self._places[table][parent] for table, parent in zip(tables, parents, strict=True)]
                 states = self._states.index_select(0, torch.tensor(places, device=self._states.device))
             else:
-                states = self._fused([self._in_front(chunk) for chunk in chunks])
+                states = self._rows.fused([self._in_front(chunk) for chunk in chunks])
             new, logits = self._run(cache, given, states)
             self._remember(chunks, new)
         for chunk in chunks:
@@ -130,26 +167,15 @@ class PagedHead:
         """The features of the rows in front of a chunk's, which are committed."""
         return self._features[chunk.table].rows(chunk.start - 1, chunk.start - 1 + len(chunk.tree))
 
-    def _fused(self, features: list[Tensor]) -> Tensor:  # [rows, layers * size] each -> [rows, hidden]
-        rows = features[0] if len(features) == 1 else torch.cat(features)
-        return self.network.fused(rows.to(device=self.network.device, dtype=self.network.dtype))
-
     def _run(
         self, cache: PagedKVCache, given: Inputs, states: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """States [rows, hidden], and logits [rows wanted, vocab]; `tokens` [rows] if they are on the device already."""
         if self._vocabulary is None:
             raise ValueError("expected a head that knows its target, got one without; call check(target) first")
-        if self._packer.device != self.network.device:  # it was moved
-            self._packer = Packer(self.network.device)
-        packed = self._packer.pack(_behind_row_0(given))
-        attend = attention_over(cache, self.pool_name, packed, self._windows)
-        embedded = self._vocabulary.embedded(packed.tokens[0] if tokens is None else tokens)
-        states, read = self.network(embedded, states, packed.positions[0], attend)
-        if not packed.num_logits:
+        states, read = self._rows.run(cache, given, states, self._vocabulary, tokens)
+        if not len(read):
             return states, read.new_empty(0, self.vocab_size)
-        if isinstance(packed.keep, Tensor):
-            read = read.index_select(0, packed.keep)
         return states, self._vocabulary.logits(read)
 
     def _remember(self, chunks: Sequence[Chunk], states: Tensor) -> None:  # [rows, hidden]

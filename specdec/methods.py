@@ -18,6 +18,7 @@ from .draft_models.eagle3 import Eagle3
 from .draft_models.head_reading import Head, read_head
 from .draft_models.medusa import Medusa
 from .draft_models.ngram import NGram
+from .draft_models.peagle import PEagle
 from .draft_models.replay import Replay
 from .probe import better_layers
 from .protocols import Drafter, Verifier
@@ -29,7 +30,13 @@ from .verifiers.rejection import Rejection
 from .verifiers.sample_and_match import SampleAndMatch
 
 # Self-draft heads: their `model` is a network that was trained for the target, not a language model.
-HEADS: dict[str, Callable[..., Drafter]] = {"medusa": Medusa, "eagle": Eagle, "eagle3": Eagle3, "dflash": DFlash}
+HEADS: dict[str, Callable[..., Drafter]] = {
+    "medusa": Medusa,
+    "eagle": Eagle,
+    "eagle3": Eagle3,
+    "peagle": PEagle,
+    "dflash": DFlash,
+}
 DRAFTERS: dict[str, Callable[..., Drafter]] = {"ngram": NGram, "draft_model": DraftModel, "replay": Replay, **HEADS}
 VERIFIERS: dict[str, Callable[[], Verifier]] = {
     "greedy": Greedy,
@@ -78,10 +85,10 @@ def paged(model: PreTrainedModel, pool: str = "target", graphs: bool = False) ->
 def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any) -> Drafter:
     """The drafter of a published head, ready for `generate(target, drafter=...)`.
 
-    Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, Medusa, DFlash and
-    DSpark. Which layers of the target a config means is tried, once, on a short text that the target draws; if those of
-    the other way of counting are accepted more often, they are used, with a warning. A mapping with a path for its
-    `model` does the same, and reads the weights at every call.
+    Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, P-EAGLE, Medusa,
+    DFlash and DSpark. Which layers of the target a config means is tried, once, on a short text that the target draws;
+    if those of the other way of counting are accepted more often, they are used, with a warning. A mapping with a path
+    for its `model` does the same, and reads the weights at every call.
 
     Args:
         path: a folder or hub id.

@@ -16,6 +16,7 @@ from specdec.draft_models.head_writing import LAYOUTS, write_head
 from specdec.features import LAST
 from specdec.target import PagedModel
 from tests.toys.heads import DRAFT_TOKENS, HIDDEN, SHAPE, block, eagle, eagle3, medusa, randomised, tiny_target
+from tests.toys.parallel_heads import peagle
 from tests.toys.published import PUBLISHED
 from tests.toys.sessions import VOCAB
 
@@ -31,6 +32,8 @@ HEADS = {
     "eagle3 with norms and biases": lambda: eagle3(
         norms=Norms(True, True, False, True), attention_bias=True, mlp_bias=True
     ),
+    "peagle": peagle,
+    "peagle of all tokens with norms": lambda: peagle(Qwen3Config, 3, Norms(True, False, True, True), None, True),
     "medusa": medusa,
     "medusa, shared output": lambda: medusa(num_layers=2, has_outputs=False),
     "block": block,
@@ -47,7 +50,7 @@ WRITTEN = {
     "eagle": ["eagle", "eagle of two layers without bias"],
     "eagle3": ["eagle3", "eagle3 of all tokens", "eagle3 with norms and biases"],
     "medusa": [name for name in HEADS if name.startswith("medusa")],
-    "speculators": [name for name in HEADS if name.startswith(("eagle3", "block"))],
+    "speculators": [name for name in HEADS if name.startswith(("eagle3", "peagle", "block"))],
 }
 CASES = [(layout, name) for layout, names in WRITTEN.items() for name in names]
 
@@ -55,7 +58,10 @@ CASES = [(layout, name) for layout, names in WRITTEN.items() for name in names]
 def described(network):
     """All that a network is."""
     config = network.config.to_dict()
-    about = {name: getattr(network, name, None) for name in ("feature_layers", "norms", "shape", "num_layers")}
+    about = {
+        name: getattr(network, name, None)
+        for name in ("feature_layers", "norms", "shape", "num_layers", "mask_token_id")
+    }
     sizes = ("rope_parameters", "rms_norm_eps", "hidden_act", "head_dim", "num_key_value_heads", "attention_bias")
     windows = ("layer_types", "sliding_window") if "sliding_attention" in (config.get("layer_types") or ()) else ()
     return about | {name: config.get(name) for name in (*sizes, *windows)}
@@ -113,6 +119,7 @@ UNSAID = {
         r"got causal_layers \(1,\), of which \(\) have windows",
     ),
     "block with a head of its own": (lambda: with_head(block()), "speculators", "language model head of its own"),
+    "peagle by another name": (peagle, "eagle3", r"a layout for a PEagleNetwork \(speculators\), got 'eagle3'"),
     "layout of another": (
         medusa,
         "speculators",

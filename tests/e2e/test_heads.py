@@ -10,11 +10,13 @@ from specdec.draft_models.dflash import DFlash
 from specdec.draft_models.eagle import Eagle, EagleNetwork
 from specdec.draft_models.eagle3 import Eagle3, Eagle3Network
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
+from specdec.draft_models.peagle import PEagle, PEagleNetwork
 from specdec.methods import HEADS, build_drafter
 from specdec.target import PagedModel
 from tests.e2e.test_robust import state_of
 from tests.toys.heads import ONE_PASS, STEPPING, tiny_target
 from tests.toys.models import tiny_model
+from tests.toys.parallel_heads import PARALLEL
 
 SIZE = 16  # of the vocabulary, and of hidden states: a token is a direction
 PROMPTS = {
@@ -84,6 +86,25 @@ def medusa():
     return fill(network, **outputs)
 
 
+def peagle():
+    """Each row is its token, if it is not masked, and then takes over from the one in front, once per layer, the token
+    that follows."""
+    config_of_rows = config(num_hidden_layers=4, num_key_value_heads=2, attention_bias=True)
+    config_of_rows.layer_types, config_of_rows.sliding_window = ["sliding_attention"] * 4, 2
+    network = PEagleNetwork(config_of_rows, [0, 1, 2], mask_token_id=SIZE)
+    network.embed_tokens = torch.nn.Embedding(SIZE + 1, SIZE)
+    weights = {"embed_tokens__weight": torch.eye(SIZE + 1, SIZE), "lm_head__weight": powers(1)}
+    for layer in range(4):
+        distance = torch.tensor(float(layer > 0))  # of the row that is seen, by the fastest of the rotations
+        own, there = torch.zeros(2, 8), torch.zeros(2, 8)
+        own[:, 0], there[:, 0], there[:, 4] = 30.0, 30.0 * distance.cos(), 30.0 * distance.sin()
+        values = 0.5 * powers(1) if layer else 4 * torch.eye(SIZE, 2 * SIZE)
+        parts = {"q_proj__bias": own.flatten(), "k_proj__bias": there.flatten(), "v_proj__weight": values}
+        parts["o_proj__weight"] = torch.eye(SIZE)
+        weights |= {f"layers__{layer}__self_attn__{name}": value for name, value in parts.items()}
+    return fill(network, **weights)
+
+
 def block():
     """Its Markov head knows it all."""
     shape = BlockShape(block_size=5, mask_token_id=0)
@@ -101,6 +122,8 @@ ALWAYS_RIGHT = {
     "eagle3": lambda: Eagle3(eagle3(), 4),
     "eagle3, dynamic tree": lambda: Eagle3(eagle3(), 4, num_tree_nodes=12, tree_width=3),
     "eagle3, coupled": lambda: Eagle3(eagle3(), 4, draft_sample_method="coupled"),
+    "peagle": lambda: PEagle(peagle(), 4),
+    "peagle, tree": lambda: PEagle(peagle(), 4, num_tree_nodes=12),
     "dflash": lambda: DFlash(block(), 4),
     "dflash, tree": lambda: DFlash(block(), 4, num_tree_nodes=12),
 }
@@ -126,11 +149,11 @@ def test_a_head_that_knows_the_target_is_accepted_whole(name):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
-@pytest.mark.parametrize("name", ["medusa", "eagle", "eagle3", "dflash"])
+@pytest.mark.parametrize("name", ["medusa", "eagle", "eagle3", "peagle", "dflash"])
 def test_models_are_left_as_they_were(name, dtypes):
     """Precision, modes, hooks and weights of target and head, which need not be alike."""
     target = clockwork().to(dtypes[0]).train()
-    networks = {"medusa": medusa, "eagle": eagle, "eagle3": eagle3, "dflash": block}
+    networks = {"medusa": medusa, "eagle": eagle, "eagle3": eagle3, "peagle": peagle, "dflash": block}
     network = networks[name]().to(dtypes[1]).train()
     before = state_of(target)
     modes = [module.training for module in network.modules()]
@@ -163,6 +186,7 @@ def test_drawn_tokens_come_with_what_they_were_drawn_from(verifier):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     for build, kind in (
         *[(STEPPING[name], Eagle3) for name in ("eagle3", "eagle3, two layers of Qwen3")],
+        (PARALLEL["peagle"], PEagle),
         (ONE_PASS["medusa"], Medusa),
         (ONE_PASS["block with a gated Markov head"], DFlash),
     ):
@@ -198,6 +222,10 @@ WRONG = {
     "of more layers": (
         lambda: Eagle3(Eagle3Network(config(), [0, 1, 7])),
         "expected feature_layers from 0 to 2, got 7",
+    ),
+    "of another kind": (
+        lambda: PEagle(eagle3()),
+        "expected a head of type PEagleNetwork for the method 'peagle', got Eagle3Network",
     ),
     "with an unknown option": (
         lambda: {"method": "medusa", "model": medusa(), "num_heads": 3},
@@ -235,7 +263,7 @@ def test_a_head_without_target_says_so():
 
 def test_names_are_those_of_vllm():
     target = PagedModel(tiny_model("llama", torch.float32, hidden_size=SIZE, vocab_size=SIZE))
-    networks = {"medusa": medusa(), "eagle": eagle(), "eagle3": eagle3(), "dflash": block()}
+    networks = {"medusa": medusa(), "eagle": eagle(), "eagle3": eagle3(), "peagle": peagle(), "dflash": block()}
     assert set(HEADS) == set(networks)
     for name, network in networks.items():
         assert build_drafter({"method": name, "model": network}, target).name == name

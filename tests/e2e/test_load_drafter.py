@@ -17,7 +17,7 @@ TARGET = tiny_target()
 PAGED = PagedModel(TARGET)
 PROMPT = torch.tensor([[3, 1, 4, 1, 5]])
 NUM_TOKENS = {"speculators, EAGLE-3": 3, "speculators, EAGLE-3 of Qwen3's kind": 3}
-NUM_TOKENS |= {"speculators, DFlash": 5, "speculators, DSpark": 6}
+NUM_TOKENS |= {"speculators, P-EAGLE": 7, "speculators, DFlash": 5, "speculators, DSpark": 6}
 
 
 def written(name, folder, target=TARGET):
@@ -49,7 +49,7 @@ def test_a_published_head_is_the_network_that_was_written(name, tmp_path):
     assert drafted(head.network, method) == drafted(network, method)
 
 
-@pytest.mark.parametrize("name", ["EAGLE-1", "DFlash", "Medusa"])
+@pytest.mark.parametrize("name", ["EAGLE-1", "DFlash", "Medusa", "P-EAGLE, vLLM"])
 def test_a_head_takes_precision_of_its_target_and_reaches_as_far(name, tmp_path):
     folder, _ = written(name, tmp_path)
     head = read_head(str(folder), PagedModel(tiny_target(dtype=torch.float32)))
@@ -88,7 +88,7 @@ def test_a_hub_id_is_fetched_config_first_and_no_more_than_is_read(tmp_path, mon
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("name", ["Medusa", "EAGLE-1", "EAGLE-3", "DFlash"])
+@pytest.mark.parametrize("name", ["Medusa", "EAGLE-1", "EAGLE-3", "DFlash", "P-EAGLE, vLLM"])
 def test_a_path_can_stand_in_the_mapping(name, tmp_path):
     folder, _, method = PUBLISHED[name](tmp_path / "head", TARGET)
     drafter = {"method": method, "model": str(folder), "num_speculative_tokens": 2}

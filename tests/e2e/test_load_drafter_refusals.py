@@ -68,6 +68,7 @@ def not_tensors(folder):
 
 
 DFLASH, DSPARK, EAGLE3 = "speculators, DFlash", "speculators, DSpark", "speculators, EAGLE-3"
+PEAGLE = "speculators, P-EAGLE"
 FC = "fc.weight"
 DAMAGE = {
     "missing": (EAGLE3, drop(FC), r"weights of a Eagle3Network in .*, got 1 missing \(fc.weight\)"),
@@ -122,7 +123,22 @@ DAMAGE = {
     "no mask token": (DFLASH, drop_config("mask_token_id"), "expected mask_token_id in the config of"),
     "window without a size": (DFLASH, set_layers(sliding_window=None), "expected sliding_window in the config"),
     "recurrent Markov head": (DSPARK, set_config(markov_head_type="rnn"), "Markov head of .*, got 'rnn'"),
-    "P-EAGLE": (EAGLE3, set_config(speculators_model_type="peagle"), "got a P-EAGLE head, which drafts in parallel"),
+    "P-EAGLE without what was learnt for masks": (PEAGLE, drop("mask_hidden"), r"got 1 missing \(mask_hidden\)"),
+    "P-EAGLE, masks of another size": (
+        PEAGLE,
+        set_tensor("mask_hidden", lambda w: w["mask_hidden"][..., 1:].clone()),
+        r"1 mismatched \(mask_hidden \(1, 1, 47\), not \(1, 1, 48\)\)",
+    ),
+    "P-EAGLE without a mask token": (PEAGLE, drop_config("mask_token_id"), "expected mask_token_id in the config of"),
+    "P-EAGLE, a mask token that is none": (PEAGLE, set_config(mask_token_id="0"), "mask_token_id of at least 0 .*'0'"),
+    "P-EAGLE, a mask token too many": (
+        PEAGLE,
+        set_config(mask_token_id=23),
+        "expected a mask token below the 23 that have embeddings, got 23",
+    ),
+    "EAGLE-3 by another name": (EAGLE3, set_config(speculators_model_type="peagle"), "expected mask_token_id in"),
+    "EAGLE-3 with masks": (PEAGLE, set_config(speculators_model_type="eagle3"), r"1 unexpected \(mask_hidden\)"),
+    "Domino": (EAGLE3, set_config(speculators_model_type="domino"), "got a Domino head, which corrects with a GRU"),
     "MTP": (EAGLE3, set_config(speculators_model_type="mtp"), "got a multi-token-prediction module of a target; train"),
     "unknown": (EAGLE3, set_config(speculators_model_type="bogus"), "got one of layout 'speculators bogus'"),
 }  # fmt: skip

@@ -39,7 +39,8 @@ def reader(folder, **stated):
     network = Eagle3Network(config, [0])
     fill(network, fc__weight=HALVES[1].T @ HALVES[1], lm_head__weight=powers(2) @ HALVES[1])
     fields = {**sizes, "num_hidden_layers": 1, "draft_vocab_size": SIZE, "architectures": ["LlamaForCausalLMEagle3"]}
-    return str(put(folder, {**fields, **stated}, network.state_dict()))
+    masks = {"mask_hidden": torch.zeros(1, 1, 2 * SIZE)} if "ptd_token_id" in stated else {}  # of a P-EAGLE head
+    return str(put(folder, {**fields, **stated}, network.state_dict() | masks))
 
 
 INPUTS, OUTPUTS = "eagle_aux_hidden_state_layer_ids", "eagle_config"
@@ -48,6 +49,7 @@ READINGS = {
     "inputs that are outputs": ({INPUTS: [TELLING]}, False),
     "outputs, rightly": ({OUTPUTS: {INPUTS: [TELLING]}}, True),
     "outputs that are inputs": ({OUTPUTS: {INPUTS: [TELLING + 1]}}, False),
+    "outputs that are inputs, P-EAGLE": ({OUTPUTS: {INPUTS: [TELLING + 1]}, "ptd_token_id": 0}, False),
     "states that are inputs": ({"target_layer_ids": [TELLING + 1]}, False),
 }
 
@@ -65,6 +67,7 @@ def test_the_layers_are_taken_that_are_accepted_more_often(name, tmp_path):
         ):
             drafter = specdec.load_drafter(path, target, num_speculative_tokens=1)
     assert drafter.needs.feature_layers == (TELLING,)
+    assert drafter.name == ("peagle" if "ptd_token_id" in stated else "eagle3")
     options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True}
     out = specdec.generate(target, torch.tensor([[1, 2]]), drafter=drafter, **options)
     assert out.speculation.metrics.acceptance_rate == 1.0

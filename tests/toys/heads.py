@@ -142,8 +142,10 @@ def attended(attention, config, queries_of, keys_of, positions, visible):
 
 
 def causal(attention, config, rows):
-    """Each row sees those in front of it and itself."""
+    """Each row sees those in front of it and itself, in windows so many of them."""
     visible = torch.ones(len(rows), len(rows)).tril().bool()
+    if (getattr(config, "layer_types", None) or [""] * 9)[attention.layer] == "sliding_attention":
+        visible = visible.triu(1 - config.sliding_window)
     return attended(attention, config, rows, rows, range(len(rows)), visible)
 
 

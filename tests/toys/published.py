@@ -12,6 +12,7 @@ from specdec.draft_models.eagle import EagleNetwork
 from specdec.draft_models.eagle3 import Norms
 from specdec.features import LAST
 from tests.toys.heads import DRAFT_TOKENS, HIDDEN, SHAPE, block, eagle, eagle3, head_config, medusa, randomised
+from tests.toys.parallel_heads import peagle
 from tests.toys.sessions import VOCAB
 
 LAYERS = {
@@ -124,6 +125,37 @@ def speculators_dspark(folder, target):
     return put(folder, config | flags | heads, called(network)), network, "dflash"
 
 
+def speculators_peagle(folder, target):
+    """A head of speculators' own training: embeddings of its own, a mask token, the hidden state of masks."""
+    network = peagle(Qwen3Config, norms=Norms(fc_norm=True), has_embeddings=True)
+    config = speculators("peagle", 7, 2, model_type="qwen3", draft_vocab_size=len(DRAFT_TOKENS), mask_token_id=0)
+    flags = {"norm_before_residual": False, "fc_norm": True, "norm_output": False, "norm_before_fc": False}
+    flags |= {"eagle_aux_hidden_state_layer_ids": [3, 1, 2], "embed_requires_grad": True, "target_hidden_size": None}
+    return put(folder, config | flags, called(network)), network, "peagle"
+
+
+def peagle_vllm(folder, target):
+    """As vLLM's own loader wants it, for which amazon/GPT-OSS-20B-P-EAGLE was written: all but two names are those of
+    EAGLE-3, and the target's embeddings."""
+    network = peagle()
+    network.feature_layers = (1, 1, 0)  # of four: what goes into layers 2, 4 // 2 and 4 - 3
+    config = {**LAYERS, "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 2}
+    config |= {"draft_vocab_size": len(DRAFT_TOKENS), "ptd_token_id": 0}
+    tensors = called(network, (r"^layers\.0\.", "midlayer.")) | {
+        "embed_tokens.weight": lent(target)["embed_tokens.weight"]
+    }
+    tensors["mask_hidden"] = tensors["mask_hidden"][0]
+    return put(folder, config, tensors), network, "peagle"
+
+
+def peagle_specforge(folder, target):
+    """SpecForge's: an architecture of its own, and the names of speculators for the rest."""
+    network = peagle(draft_tokens=None)
+    config = {**LAYERS, "architectures": ["PEagleDraftModel"], "model_type": "llama", "num_hidden_layers": 2}
+    config |= {"draft_vocab_size": VOCAB, "mask_token_id": 0, "eagle_aux_hidden_state_layer_ids": [3, 1, 2]}
+    return put(folder, config, called(network, (r"^layers\.0\.", "model.midlayer."))), network, "peagle"
+
+
 def eagle1(folder, target):
     """yuhuili/EAGLE-llama2-chat-7B: pickled, with the target's embeddings, and buffers of an older transformers."""
     network = eagle()
@@ -232,6 +264,7 @@ def dspark_specforge(folder, target):
 PUBLISHED = {
     "speculators, EAGLE-3": speculators_eagle3,
     "speculators, EAGLE-3 of Qwen3's kind": speculators_eagle3_normed,
+    "speculators, P-EAGLE": speculators_peagle,
     "speculators, DFlash": speculators_dflash,
     "speculators, DSpark": speculators_dspark,
     "EAGLE-1": eagle1,
@@ -239,6 +272,8 @@ PUBLISHED = {
     "EAGLE-3": eagle3_original,
     "EAGLE-3, SGLang": eagle3_sglang,
     "EAGLE-3, DeepSpec": eagle3_deepspec,
+    "P-EAGLE, vLLM": peagle_vllm,
+    "P-EAGLE, SpecForge": peagle_specforge,
     "Medusa": medusa1,
     "Medusa, shared output": medusa_shared,
     "DFlash": dflash,

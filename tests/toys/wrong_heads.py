@@ -8,6 +8,7 @@ from specdec.draft_models.dflash import DFlash
 from specdec.draft_models.eagle import Eagle, EagleNetwork
 from specdec.draft_models.eagle3 import Eagle3, Eagle3Network, Norms
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
+from specdec.draft_models.peagle import PEagle, PEagleNetwork
 
 CHOICES = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
 
@@ -23,6 +24,9 @@ def wrong_heads(target, vocab_size):
     eagle3 = Eagle3Network(
         LlamaConfig(**sizes), (1, 0, 1), range(1, vocab_size, 3), Norms(fc_norm=True, norm_output=True), True
     ).to(dtype)
+    peagle = PEagleNetwork(LlamaConfig(**{**sizes, "num_hidden_layers": 2}), (1, 0), 1, range(0, vocab_size, 2)).to(
+        dtype
+    )
     shape = BlockShape(block_size=4, mask_token_id=1)
     block = BlockNetwork(Qwen3Config(**sizes), (0, 1), shape, markov=(4, "gated"), confidence="markov").to(dtype)
     plain = BlockNetwork(LlamaConfig(**sizes), (1,), shape).to(dtype)
@@ -30,5 +34,6 @@ def wrong_heads(target, vocab_size):
     yield "eagle, coupled", Eagle(eagle, 3, draft_sample_method="coupled")
     yield "eagle3, dynamic tree", Eagle3(eagle3, 3, num_tree_nodes=7, tree_width=3)
     yield "eagle3, drawn", Eagle3(eagle3, 3, draft_sample_method="probabilistic")
+    yield "peagle, tree", PEagle(peagle, 3, num_tree_nodes=7)
     yield "dflash, confident", DFlash(block, 3, confidence_threshold=0.2)
     yield "dflash, tree", DFlash(plain, 3, num_tree_nodes=7)

@@ -55,6 +55,7 @@ def test_what_a_config_does_not_say_tensors_do():
     for names, layout in (
         (["embed_tokens.weight", "fc.weight", "layers.0.mlp.up_proj.weight"], "eagle"),
         (["midlayer.hidden_norm.weight", "fc.weight"], "eagle3"),
+        (["midlayer.hidden_norm.weight", "fc.weight", "mask_hidden"], "peagle"),
         (["fc.weight", "hidden_norm.weight", "layers.0.mlp.up_proj.weight"], "dflash"),
         (["0.0.linear.weight", "0.1.weight"], "medusa"),
         (["medusa_head.0.0.linear.weight"], "medusa"),
@@ -71,6 +72,8 @@ NUMBERS = [  # layout, config, layers of the target, and which of them are read
     ("eagle3", {"target_layer_ids": [1, 9, 17, 25, 33]}, 36, (1, 9, 17, 25, 33)),  # DeepSpec
     ("speculators eagle3", {}, 32, (1, 15, 28)),
     ("speculators eagle3", {"eagle_aux_hidden_state_layer_ids": [2, 18, 33]}, 36, (1, 17, 32)),
+    ("speculators peagle", {"eagle_aux_hidden_state_layer_ids": [2, 18, 33]}, 36, (1, 17, 32)),
+    ("peagle", {}, 24, (1, 11, 20)),
     ("dflash", ZLAB, 36, (1, 9, 17, 25, 33)),
     ("speculators dflash", {"aux_hidden_state_layer_ids": [2, 10, 18, 26, 34]}, 36, (1, 9, 17, 25, 33)),  # the same
     ("dflash", {"num_hidden_layers": 5}, 36, (1, 9, 17, 25, 33)),  # z-lab's default
@@ -130,6 +133,20 @@ QWEN8 = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads":
 QWEN8 |= {"vocab_size": 151936, "head_dim": 128, "rope_theta": 1000000, "layer_types": ["full_attention"] * 5}
 EAGLE3_8B = {"given": 8192, "heads": 4096, "keys": 1024, "hidden": 4096}
 ONE = {"model_type": "llama", "num_hidden_layers": 1}
+PEAGLE_8B = {
+    **eagle3_tensors("layers.0.", 4096, 14336, 3 * 4096, EAGLE3_8B, 128256),
+    "mask_hidden": (1, 1, 3 * 4096),  # and embeddings, which may be the target's
+    **{
+        name: shape
+        for layer in range(1, 4)
+        for part in (
+            norms(f"layers.{layer}.", "input_layernorm", "post_attention_layernorm", size=4096),
+            mlp(f"layers.{layer}.mlp.", 4096, 14336),
+            attention(f"layers.{layer}.self_attn.", given=4096, heads=4096, keys=1024, hidden=4096),
+        )
+        for name, shape in part.items()
+    },
+}
 DFLASH_8B = {
     **{"fc.weight": (4096, 5 * 4096), "hidden_norm.weight": (4096,), "norm.weight": (4096,)},
     **{
@@ -170,6 +187,16 @@ TABLES = {  # name -> sizes of the target, its layers, the head's config, its te
         32,
         {**SPECULATORS, "transformer_layer_config": {**LLAMA8, **ONE}, "eagle_aux_hidden_state_layer_ids": [2, 16, 29]},
         eagle3_tensors("layers.0.", 4096, 14336, 3 * 4096, EAGLE3_8B, 128256),
+    ),
+    "P-EAGLE for Llama-3.1-8B (speculators 0.9.0)": (
+        LLAMA8,
+        32,
+        {
+            **{**SPECULATORS, "speculators_model_type": "peagle", "mask_token_id": 128255},
+            **{"transformer_layer_config": {**LLAMA8, **ONE, "num_hidden_layers": 4}},
+            "eagle_aux_hidden_state_layer_ids": [2, 16, 29],
+        },
+        PEAGLE_8B,
     ),
     "yuhuili/EAGLE-llama2-chat-7B": (
         LLAMA7,
@@ -214,6 +241,7 @@ TABLES = {  # name -> sizes of the target, its layers, the head's config, its te
     ),
 }
 WRITTEN = {"eagle": "eagle", "eagle3": "eagle3", "medusa": "medusa", "speculators eagle3": "speculators"}
+WRITTEN |= {"speculators peagle": "speculators"}
 
 
 @pytest.mark.parametrize("name", TABLES)

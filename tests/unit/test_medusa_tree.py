@@ -53,7 +53,7 @@ def test_ranks_are_counted_as_the_drafter_would_draft(samples, temperature):
                 hits[depth][ranked.index(text[committed + depth])] += 1
     batch = batch_of(samples, range(len(samples)), online(recipe.target), torch.device("cpu"), 0)
     found, counted = recipe.rank_counts(batch)
-    assert found.int().tolist() == hits and counted.int().tolist() == totals and sum(map(sum, hits)) > 15
+    assert found.int().tolist() == hits and counted.int().tolist() == totals and sum(map(sum, hits)) > 9
     chances = [[hit / total for hit in row] for row, total in zip(hits, totals, strict=True)]
     assert calibrated_choices(recipe, samples, online(recipe.target), 6) == best_choices(chances, 6)
 

@@ -1,4 +1,4 @@
-"""Medusa and block heads: whatever happened before, their rows are those of a computation from scratch."""
+"""Medusa, P-EAGLE and block heads: whatever happened before, their rows are those of a computation from scratch."""
 
 import copy
 import random
@@ -6,16 +6,24 @@ import random
 import pytest
 import torch
 
+from specdec import rollout
+from specdec.draft_models import paged_head
 from specdec.draft_models.block_network import BlockNetwork, BlockShape
 from specdec.draft_models.dflash import DFlash
+from specdec.draft_models.eagle import Eagle
 from specdec.draft_models.marginals import Marginals
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
+from specdec.draft_models.peagle import MaskedRows, PEagle, PEagleNetwork
+from specdec.features import FeatureRows
 from specdec.sampling import Context
 from specdec.tree import TokenTree
-from tests.toys.heads import DRAFT_TOKENS, ONE_PASS, HeadSession, block, block_row, medusa_row, tiny_target
+from tests.toys import heads
+from tests.toys.heads import DRAFT_TOKENS, HeadSession, block, block_row, medusa_row, tiny_target
+from tests.toys.parallel_heads import PARALLEL, peagle, peagle_row
 from tests.toys.recomputed import compare_rows
 from tests.toys.sessions import PROMPTS, VOCAB, sampling
 
+ONE_PASS = heads.ONE_PASS | PARALLEL
 TARGET = tiny_target()
 TWIN = copy.deepcopy(TARGET)  # transformers leaves hooks on a model that was asked for hidden states
 OPTIONS = [
@@ -29,14 +37,23 @@ OPTIONS = [
 ]
 
 
+KINDS = {MedusaNetwork: Medusa, PEagleNetwork: PEagle, BlockNetwork: DFlash}
+
+
 def drafter_of(network, depth=4, **options):
-    return (DFlash if isinstance(network, BlockNetwork) else Medusa)(network, depth, **options)
+    return KINDS[type(network)](network, depth, **options)
+
+
+def row_after(network, tokens, num_committed, depth):
+    """Logits [vocab], recomputed."""
+    if isinstance(network, BlockNetwork):
+        return block_row(network, TWIN, tokens, num_committed, depth)[0]
+    row = medusa_row if isinstance(network, MedusaNetwork) else peagle_row
+    return row(network, TWIN, tokens, num_committed)
 
 
 def row_of(head, tokens, num_committed):
-    if isinstance(head.network, MedusaNetwork):
-        return medusa_row(head.network, TWIN, tokens, num_committed)
-    return block_row(head.network, TWIN, tokens, num_committed, head.depth)[0]
+    return row_after(head.network, tokens, num_committed, head.depth)
 
 
 @pytest.fixture
@@ -67,12 +84,10 @@ def test_rows_are_those_of_a_computation_from_scratch_after_any_history(name, op
 
 def rows_of(network, tokens, depth=4):
     """Logits [depth, vocab] behind a text, as they are before any of it is drafted."""
-    if isinstance(network, MedusaNetwork):
-        return torch.stack([medusa_row(network, TWIN, [*tokens, *[0] * i], len(tokens)) for i in range(depth)])
-    return torch.stack([block_row(network, TWIN, [*tokens, *[0] * i], len(tokens), depth)[0] for i in range(depth)])
+    return torch.stack([row_after(network, [*tokens, *[0] * i], len(tokens), depth) for i in range(depth)])
 
 
-INDEPENDENT = ["medusa", "block", "block of Llama's kind, one layer"]
+INDEPENDENT = ["medusa", "block", "block of Llama's kind, one layer", "peagle"]
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -127,13 +142,22 @@ def test_a_chain_at_once_is_the_chain_token_by_token(name, monkeypatch):
 
 
 def test_rows_are_made_once_however_the_draft_grows():
-    calls, network = [], ONE_PASS["block with a Markov head"]()
-    network.register_forward_hook(lambda *_: calls.append(1))
-    for options in OPTIONS:
-        session = HeadSession(drafter_of(network, **options), TARGET, sampler=sampling())
-        calls.clear()
-        session.propose([4, 4, 4])
-        assert len(calls) == 1
+    for name in ("block with a Markov head", "peagle"):
+        calls, network = [], ONE_PASS[name]()
+        network.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for options in OPTIONS:
+            session = HeadSession(drafter_of(network, **options), TARGET, sampler=sampling())
+            calls.clear()
+            session.propose([4, 4, 4])
+            assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", [*INDEPENDENT[1:], "block with a gated Markov head", "peagle, three layers of Qwen3"])
+def test_a_long_prompt_is_caught_up_with_in_pieces(name, compared, monkeypatch):
+    whole = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
+    monkeypatch.setattr(rollout, "MAX_CATCH_UP", 2)
+    pieces = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
+    assert [draft.tree for draft in pieces] == [draft.tree for draft in whole] and 0 in compared
 
 
 def test_the_markov_head_sees_the_token_that_was_drafted():
@@ -170,7 +194,7 @@ def test_a_chain_ends_where_its_acceptance_is_unlikely(name, method):
             assert cut.sampled == [False] + [True] * length
 
 
-@pytest.mark.parametrize("name", ["medusa", "block with a gated Markov head"])
+@pytest.mark.parametrize("name", ["medusa", "block with a gated Markov head", "peagle"])
 def test_drawn_rows_are_the_requests_own_final_distribution(name):
     network, sampler = ONE_PASS[name](), sampling()
     session = HeadSession(drafter_of(network, draft_sample_method="probabilistic"), TARGET, sampler=sampler)
@@ -205,16 +229,58 @@ def test_drafts_reach_as_far_as_the_network_and_no_further():
         assert len(HeadSession(drafter_of(network, None), TARGET, PROMPTS[:1]).propose([9])[0]) == 6
         with pytest.raises(ValueError, match=f"expected at most {reach} drafted tokens of this network, got 7"):
             drafter_of(network, 7)
+    for depth in (1, 9):  # any that is asked for
+        (draft,) = HeadSession(drafter_of(peagle(), depth), TARGET, PROMPTS[:1]).propose([9])
+        assert draft.tree.tokens[1:] == rows_of(peagle(), PROMPTS[0], depth).argmax(-1).tolist()
+    assert len(HeadSession(drafter_of(peagle(), None), TARGET, PROMPTS[:1]).propose([9])[0]) == 6
     network = ONE_PASS["medusa"]()
     with pytest.raises(ValueError, match="expected at most 5 drafted tokens of this network, got 6"):
         drafter_of(network, None, speculative_token_tree=[(0,) * count for count in range(1, 7)])
 
 
 def test_a_mask_token_without_embedding_is_refused():
-    with pytest.raises(ValueError, match="expected a mask token below the 23 that have embeddings, got 23"):
-        HeadSession(drafter_of(block(shape=BlockShape(4, mask_token_id=VOCAB)), 3), TARGET)
+    parallel = peagle()
+    parallel.mask_token_id = VOCAB
+    for network in (block(shape=BlockShape(4, mask_token_id=VOCAB)), parallel):
+        with pytest.raises(ValueError, match="expected a mask token below the 23 that have embeddings, got 23"):
+            HeadSession(drafter_of(network, 3), TARGET)
 
 
 def test_a_confidence_head_that_reads_a_markov_head_needs_one():
     with pytest.raises(ValueError, match="expected a Markov head beside a confidence head that reads it"):
         block(confidence="markov")
+
+
+def test_rows_of_masks_that_stay_are_noticed(compared, monkeypatch):
+    """And row 0 in view, the next row's features, and drafts that are taken for what the text says."""
+    rows, masked, proposals = FeatureRows.rows, MaskedRows.rows_after, Eagle._proposals
+
+    def kept(self, views, budgets, noises):
+        drafts = proposals(self, views, budgets, noises)
+        for view in views:
+            view.table.filled[self.pool] = view.table.length + 4
+        return drafts
+
+    def unmasked(self, cache, chunks, vocabulary):
+        with monkeypatch.context() as patch:
+            patch.setattr(self.network, "mask_token_id", chunks[0].tree.tokens[-1])
+            return masked(self, cache, chunks, vocabulary)
+
+    planted = {
+        "rows that stay": (Eagle, "_proposals", kept),
+        "the next row's features": (FeatureRows, "rows", lambda *args: rows(*args).roll(1, 0)),
+        "row 0 in view": (paged_head, "_behind_row_0", lambda given: given),
+        "tokens in the place of masks": (MaskedRows, "rows_after", unmasked),
+    }
+
+    def run():
+        session = HeadSession(drafter_of(peagle()), TARGET, PROMPTS[:1])
+        (draft,) = session.propose([4])
+        session.settle(0, draft, [1, 2], 7)
+        session.propose([4])
+
+    for owner, name, bug in planted.values():
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setattr(owner, name, bug)
+            run()
+    run()
