@@ -17,6 +17,7 @@ from tests.toys.heads import VOCAB, medusa, medusa_row, randomised, tiny_target
 
 HEADS, RANKS, PROMPT = 3, 10, 4
 TARGET = tiny_target()
+TARGET.generation_config.eos_token_id = None
 
 
 @pytest.fixture
