@@ -26,7 +26,7 @@ from .peagle import PEagleNetwork
 
 NORMS = [field.name for field in fields(Norms)]
 DSPARK = {"markov_rank": 256, "enable_confidence_head": True, "confidence_head_with_markov": True}  # unless stated
-MASK_TOKENS = ("mask_token_id", "ptd_token_id", "pard_token")  # of P-EAGLE: speculators, its authors, vLLM
+MASK_TOKENS = ("mask_token_id", "ptd_token_id", "pard_token")  # of P-EAGLE: in speculators, and as vLLM knows it
 MASK_HIDDEN = "mask_hidden"
 NOT_LOADED = {  # layout -> what it is, and what to do
     "domino": ("a Domino head, which corrects with a GRU", "take a DFlash or DSpark head of this target"),

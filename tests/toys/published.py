@@ -135,25 +135,26 @@ def speculators_peagle(folder, target):
 
 
 def peagle_vllm(folder, target):
-    """As vLLM's own loader wants it, for which amazon/GPT-OSS-20B-P-EAGLE was written: all but two names are those of
-    EAGLE-3, and the target's embeddings."""
+    """As vLLM runs it, by the name of EAGLE-3: the mask token has another name, the hidden state a dimension less; the
+    target's embeddings."""
     network = peagle()
     network.feature_layers = (1, 1, 0)  # of four: what goes into layers 2, 4 // 2 and 4 - 3
     config = {**LAYERS, "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 2}
     config |= {"draft_vocab_size": len(DRAFT_TOKENS), "ptd_token_id": 0}
-    tensors = called(network, (r"^layers\.0\.", "midlayer.")) | {
-        "embed_tokens.weight": lent(target)["embed_tokens.weight"]
-    }
-    tensors["mask_hidden"] = tensors["mask_hidden"][0]
+    tensors = called(network, (r"^layers\.0\.", "midlayer."))
+    tensors |= {"mask_hidden": network.mask_hidden[0], "embed_tokens.weight": lent(target)["embed_tokens.weight"]}
     return put(folder, config, tensors), network, "peagle"
 
 
 def peagle_specforge(folder, target):
-    """SpecForge's: an architecture of its own, and the names of speculators for the rest."""
-    network = peagle(draft_tokens=None)
+    """SpecForge's (configs/qwen3-8b-peagle.json), and a mask token, of which its config does not tell; no ids of
+    layers; all tokens, so the maps say nothing."""
+    network = peagle(draft_tokens=None, has_embeddings=True)
+    network.feature_layers = (1, 1, 0)
     config = {**LAYERS, "architectures": ["PEagleDraftModel"], "model_type": "llama", "num_hidden_layers": 2}
-    config |= {"draft_vocab_size": VOCAB, "mask_token_id": 0, "eagle_aux_hidden_state_layer_ids": [3, 1, 2]}
-    return put(folder, config, called(network, (r"^layers\.0\.", "model.midlayer."))), network, "peagle"
+    config |= {"draft_vocab_size": VOCAB, "mask_token_id": 0}
+    maps = {"d2t": torch.zeros(VOCAB, dtype=torch.int64), "t2d": torch.ones(VOCAB, dtype=torch.bool)}
+    return put(folder, config, called(network) | maps), network, "peagle"
 
 
 def eagle1(folder, target):

@@ -188,7 +188,7 @@ TABLES = {  # name -> sizes of the target, its layers, the head's config, its te
         {**SPECULATORS, "transformer_layer_config": {**LLAMA8, **ONE}, "eagle_aux_hidden_state_layer_ids": [2, 16, 29]},
         eagle3_tensors("layers.0.", 4096, 14336, 3 * 4096, EAGLE3_8B, 128256),
     ),
-    "P-EAGLE for Llama-3.1-8B (speculators 0.9.0)": (
+    "P-EAGLE for Llama-3.1-8B (as speculators 0.9.0 makes it)": (
         LLAMA8,
         32,
         {
