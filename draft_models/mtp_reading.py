@@ -111,8 +111,9 @@ def _finish(network: MtpNetwork, model: PreTrainedModel) -> None:
     theirs = layer_of(model, layer_index(model)).state_dict()
     with torch.no_grad():
         for name, part in network.layer.state_dict(keep_vars=True).items():
-            if theirs[name].dtype.is_floating_point and theirs[name].element_size() > part.element_size():
-                part.data = part.data.to(theirs[name].dtype)
+            lent = theirs.get(name, part)
+            if lent.dtype.is_floating_point and lent.element_size() > part.element_size():
+                part.data = part.data.to(lent.dtype)
     strange = [name for name, part in network.named_buffers() if part.is_meta]
     if strange:
         raise ValueError(f"{listed(strange)} that are in no checkpoint")
