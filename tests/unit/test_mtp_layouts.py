@@ -162,6 +162,6 @@ def test_transformers_reads_and_runs_the_same_module(family, tmp_path):
     with torch.no_grad():
         states = target(ids[:, :-1], output_hidden_states=True).hidden_states[-1]
         positions = torch.arange(1, ids.shape[1])[None]
-        _, logits, _ = theirs(ids[:, 1:], states, None, positions, None)
+        _, logits, _ = theirs(ids[:, 1:], states, torch.ones_like(positions), positions, None)
     ours = mtp_row(network, target, ids[0].tolist(), ids.shape[1])
     torch.testing.assert_close(ours, logits[0, -1].double(), rtol=0, atol=1e-5)
