@@ -11,7 +11,7 @@ from torch import Tensor
 from specdec.cache import PagedKVCache
 from specdec.chunk import Chunk
 from specdec.kernels import ops
-from specdec.kernels.rows import PackedRows, RequestRows, Scoring
+from specdec.kernels.rows import PackedRows, RequestRows
 from specdec.protocols import Noise, RequestView
 from specdec.target import PagedModel
 from specdec.tree import TokenTree
@@ -20,7 +20,7 @@ from specdec.types import Draft
 from .block_network import BlockNetwork, KeysValues
 from .head_drafter import HeadRunner
 from .head_layers import Attend
-from .head_network import HeadNetwork, Vocabulary, windows_of
+from .head_network import HeadNetwork, Vocabulary, scorings_of
 from .marginals import Marginals, OnePass
 
 
@@ -42,7 +42,7 @@ class BlockRows(Marginals):
 
     def __init__(self, network: BlockNetwork) -> None:
         super().__init__(network, network.depth, network.config.max_position_embeddings)
-        self._windows = windows_of(network.config, network.num_layers)
+        self._scorings = scorings_of(network.config, network.num_layers)
         self._hidden = torch.empty(0)  # [requests * depth, hidden], of the rows that draft
 
     @property
@@ -140,8 +140,7 @@ class BlockRows(Marginals):
                 keys, values = (torch.cat(pair) for pair in zip(context.layers[layer], (keys, values), strict=True))
             pool.write(layer, keys, values, new)
             stored, query = pool.stored(layer), queries.transpose(0, 1)[None]
-            rows = causal if layer in self.network.shape.causal_layers else mutual
-            scoring = Scoring(scaling=None, window=self._windows[layer])
+            rows, scoring = causal if layer in self.network.shape.causal_layers else mutual, self._scorings[layer]
             return ops.tree_attention(query, stored.keys, stored.values, rows, scoring, None, stored.scales)[0]
 
         return attend

@@ -10,6 +10,7 @@ peagle               an architecture PEagle..., or as eagle3          those of E
 medusa               medusa_num_heads                                 0.0.linear, and 0.1 if outputs are its own
 dflash               dflash_config, an architecture DFlash...         layers.*, fc, hidden_norm, norm
 dspark               an architecture ...DSpark...                     the same, markov_head.*, confidence_head.*
+mtp                  (a target's) num_nextn_predict_layers, ...       see `mtp_layouts`
 """
 
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from specdec.features import LAST
+from specdec.mtp_layouts import mtp_names
 
 # What a number of a layer means: what goes into that layer (speculators, vLLM); what comes out of it (SGLang); or the
 # same by `hidden_states[i + 1]`, which behind the last layer is normed (z-lab, DeepSpec).
@@ -34,6 +36,7 @@ METHODS = {
     "medusa": "medusa",
     "dflash": "dflash",
     "dspark": "dflash",
+    "mtp": "mtp",
 }
 ARCHITECTURES = (  # part of the name of an architecture -> layout; the first that fits
     ("peagle", "peagle"),
@@ -51,7 +54,6 @@ TENSORS = (  # name that we give a tensor -> layout
     (r"hidden_norm\.", "dflash"),
     (r"fc\.", "eagle"),
     (r"medusa_head\.\d+\.\d+\.linear\.", "medusa"),
-    (r"(mtp|mtp_layers)\.", "mtp"),
 )
 MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 
@@ -61,6 +63,7 @@ RENAMED = (
     (r"midlayer\.", "layers.0."),
     (r"(\d+\.\d+\.(?:linear\.)?(?:weight|bias))$", r"medusa_head.\1"),
 )
+MASK_HIDDEN = "mask_hidden"  # what P-EAGLE learns for masks
 # What the target has, too. It is taken from there if it is the same.
 BORROWED = ("embed_tokens.weight", "lm_head.weight")
 # What is computed anew, or was for training only.
@@ -92,6 +95,8 @@ def layout_of(config: Mapping[str, Any]) -> str | None:
 def layout_of_tensors(names: Iterable[str]) -> str | None:
     """The layout that tensors have that we call so, if it is known."""
     listed = list(names)
+    if mtp_names(listed) is not None:
+        return "mtp"
     return next((layout for pattern, layout in TENSORS if any(re.match(pattern, name) for name in listed)), None)
 
 

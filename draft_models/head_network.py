@@ -132,32 +132,32 @@ class Vocabulary:
         return nn.functional.pad(logits, (0, -surplus), value=UNKNOWN) if surplus else logits
 
 
-def attention_over(cache: PagedKVCache, pool: str, packed: Packed, windows: Sequence[int | None]) -> Attend:
+def attention_over(cache: PagedKVCache, pool: str, packed: Packed, scorings: Sequence[Scoring]) -> Attend:
     """Attention of packed rows over the pages of a pool, in which their keys and values are stored.
 
     Args:
-        windows: the sliding window of each layer, None for those that see everything.
+        scorings: how each layer scores; looked up when the layer attends.
     """
     step = AttentionStep(cache.pool(pool), packed, {})
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:  # [rows, heads, dim] all
         stored = step.store(layer, keys.transpose(0, 1)[None], values.transpose(0, 1)[None])
-        scoring = Scoring(scaling=None, window=windows[layer])
-        query = queries.transpose(0, 1)[None]
+        query, scoring = queries.transpose(0, 1)[None], scorings[layer]
         return ops.tree_attention(query, stored.keys, stored.values, packed.rows, scoring, None, stored.scales)[0]
 
     return attend
 
 
-def windows_of(config: PretrainedConfig, num_layers: int) -> list[int | None]:
-    """The sliding window of each layer.
+def scorings_of(config: PretrainedConfig, num_layers: int) -> list[Scoring]:
+    """How each layer scores: some have a sliding window.
 
     Example:
         >>> from transformers import Qwen3Config
         >>> kinds = ["sliding_attention", "full_attention"]
         >>> config = Qwen3Config(num_hidden_layers=2, layer_types=kinds, use_sliding_window=True, sliding_window=64)
-        >>> windows_of(config, 2)
+        >>> [scoring.window for scoring in scorings_of(config, 2)]
         [64, None]
     """
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * num_layers
-    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds[:num_layers]]
+    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds[:num_layers]]
+    return [Scoring(scaling=None, window=window) for window in windows]

@@ -6,10 +6,9 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
-from specdec.checkpoints import listed
 from specdec.target import PagedModel
 from specdec.tensor_files import read_config, read_tensors, require_finite
 from specdec.vocabulary import check_vocabulary
@@ -18,20 +17,21 @@ from .block_network import BlockNetwork, BlockShape
 from .draft_options import tree_choices
 from .eagle import EagleNetwork
 from .eagle3 import Eagle3Network, Norms
-from .head_layouts import BORROWED, METHODS, layout_of, layout_of_tensors, our_name
+from .head_filling import fill, own_tensors
+from .head_layouts import MASK_HIDDEN, METHODS, layout_of, layout_of_tensors, our_name
 from .head_network import HeadNetwork
-from .head_source import VOCABULARY, Source, config_errors, draft_tokens, layer_config, layers_read
+from .head_source import Source, config_errors, draft_tokens, layer_config, layers_read
 from .medusa import MedusaNetwork
+from .mtp_reading import read_mtp
 from .peagle import PEagleNetwork
 
 NORMS = [field.name for field in fields(Norms)]
 DSPARK = {"markov_rank": 256, "enable_confidence_head": True, "confidence_head_with_markov": True}  # unless stated
 MASK_TOKENS = ("mask_token_id", "ptd_token_id", "pard_token")  # of P-EAGLE: in speculators, and as vLLM knows it
-MASK_HIDDEN = "mask_hidden"
 NOT_LOADED = {  # layout -> what it is, and what to do
     "domino": ("a Domino head, which corrects with a GRU", "take a DFlash or DSpark head of this target"),
     "dflash2": ("a DFlash-2 head", "take a DFlash or DSpark head of this target"),
-    "mtp": ("a multi-token-prediction module of a target", "train a head for it: specdec train eagle3"),
+    "mtp": ("a multi-token-prediction module of its own", "take the checkpoint of the target, which has one inside"),
 }
 
 
@@ -45,18 +45,22 @@ class Head(NamedTuple):
     num_tokens: int | None = None  # to draft, if its config says so
 
 
-def read_head(path: str, target: PagedModel) -> Head:
+def read_head(path: str, target: PagedModel, method: str | None = None) -> Head:
     """The head of a folder or hub id. Its feature layers are those that its config states.
+
+    Args:
+        method: "mtp" if the module is meant that lies among the tensors of a target; else the head says what it is.
 
     Raises:
         ValueError: it is no head, none that can be run, damaged, or made for another target.
     """
     config = read_config(path)
     with config_errors(path):
-        layout = layout_of(config)
+        layout = "mtp" if method == "mtp" else layout_of(config)
     if layout is not None:
         _require_known(layout, path)
-    tensors = {ours: part for name, part in read_tensors(path).items() if (ours := our_name(name)) is not None}
+    published = {} if layout == "mtp" else read_tensors(path)  # of a target, only some are read
+    tensors = {ours: part for name, part in published.items() if (ours := our_name(name)) is not None}
     if layout is None or (layout == "eagle3" and MASK_HIDDEN in tensors):  # a P-EAGLE head with vLLM's name for it
         layout = layout_of_tensors(tensors)
     if layout is None:
@@ -65,13 +69,15 @@ def read_head(path: str, target: PagedModel) -> Head:
             'a whole language model is drafted with as {"method": "draft_model", "model": PATH}'
         )
     _require_known(layout, path)
+    if layout == "mtp":
+        return Head(read_mtp(path, config, target), layout, METHODS[layout])
     require_finite(tensors, path)
     method = METHODS[layout]
     with config_errors(path), torch.device("meta"):  # an outline: the weights come from the file
         source = Source(path, layout, config, _with_output_biases(tensors, config), target)
         network, other = READERS[method](source)
-        own, num_tokens = _own_tensors(network, source), _num_tokens(config)
-    _fill(network, own, path)
+        own, num_tokens = own_tensors(network, source), _num_tokens(config)
+    fill(network, own, path)
     if method != "medusa":  # rotations go on: a head may be used as far as its target
         reach = network.config.max_position_embeddings, target.max_positions
         network.config.max_position_embeddings = max(reach)
@@ -173,43 +179,6 @@ def _with_output_biases(tensors: dict[str, Tensor], config: Mapping[str, Any]) -
         if output != name and output not in tensors and weight is not None:
             added[output] = weight.new_zeros(weight.shape[0])
     return {**tensors, **added}
-
-
-def _own_tensors(network: HeadNetwork, source: Source) -> dict[str, Tensor]:
-    """Its tensors without embedding and language model head if they are the target's; else it keeps them as its own."""
-    own = {name: part for name, part in source.tensors.items() if name not in VOCABULARY}
-    if MASK_HIDDEN in own:  # some leave out the first of its dimensions
-        own[MASK_HIDDEN] = own[MASK_HIDDEN].reshape(1, 1, -1)
-    model = source.target.model
-    for name, lender in zip(BORROWED, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
-        part, attribute = own.get(name), name.removesuffix(".weight")
-        if part is None or getattr(network, attribute) is not None:
-            continue
-        lent: Any = lender.weight
-        is_plain = type(lender) in (nn.Embedding, nn.Linear)  # some targets scale what they look up
-        if is_plain and part.shape == lent.shape and torch.equal(part.to(lent), lent):
-            del own[name]
-        elif attribute == "embed_tokens":
-            network.embed_tokens = nn.Embedding(*part.shape)
-        else:
-            network.lm_head = nn.Linear(part.shape[1], part.shape[0], bias=False)
-    return own
-
-
-def _fill(network: HeadNetwork, own: Mapping[str, Tensor], path: str) -> None:
-    """Gives the network these weights, which have to be all of its own, and nothing else."""
-    wanted = {name: tuple(part.shape) for name, part in network.named_parameters()}
-    shapes = {name: tuple(own[name].shape) for name in wanted if name in own}
-    wrong = [f"{name} {shape}, not {wanted[name]}" for name, shape in shapes.items() if shape != wanted[name]]
-    wrong += [f"{name} {own[name].dtype}" for name in shapes if not own[name].is_floating_point()]
-    named = {"missing": wanted.keys() - own.keys(), "unexpected": own.keys() - wanted.keys(), "mismatched": wrong}
-    for kind, names in named.items():
-        if names:
-            raise ValueError(
-                f"expected the weights of a {type(network).__name__} in {path!r}, got {len(names)} {kind} "
-                f"({listed(sorted(names))}); correct its config.json or get the checkpoint anew"
-            )
-    network.load_state_dict({**own, **dict(network.named_buffers())}, assign=True)
 
 
 def _num_tokens(config: Mapping[str, Any]) -> int | None:

@@ -18,17 +18,23 @@ from specdec.cache import PagedKVCache, PageTable
 from specdec.chunk import Chunk, Inputs, Packer, Scores, inputs_of, step_inputs
 from specdec.features import FeatureRows
 from specdec.kernels.ops import argmax
+from specdec.kernels.rows import Scoring
 from specdec.pool import pool_name
 from specdec.target import PagedModel
 
 from .head_layers import Attend
-from .head_network import HeadNetwork, Vocabulary, attention_over, windows_of
+from .head_network import HeadNetwork, Vocabulary, attention_over, scorings_of
 
 
 class SteppingNetwork(HeadNetwork):
     """A network that says after every row what its token is followed by."""
 
     num_layers: int
+
+    @property
+    def scorings(self) -> Sequence[Scoring]:
+        """How each layer scores."""
+        return scorings_of(self.config, self.num_layers)
 
     def fused(self, features: Tensor) -> Tensor:  # [..., rows, layers * size] -> [..., rows, hidden]
         """The target's features in the form of a state."""
@@ -55,7 +61,7 @@ class HeadRows:
 
     def __init__(self, network: SteppingNetwork, pool: str) -> None:
         self._network, self._pool = network, pool
-        self._windows = windows_of(network.config, network.num_layers)
+        self._scorings = network.scorings
         self._packer = Packer(network.device)
 
     def run(
@@ -70,7 +76,7 @@ class HeadRows:
         if self._packer.device != self._network.device:  # it was moved
             self._packer = Packer(self._network.device)
         packed = self._packer.pack(_behind_row_0(given))
-        attend = attention_over(cache, self._pool, packed, self._windows)
+        attend = attention_over(cache, self._pool, packed, self._scorings)
         embedded = vocabulary.embedded(packed.tokens[0] if tokens is None else tokens)
         states, read = self._network(embedded, states, packed.positions[0], attend)
         if not packed.num_logits:

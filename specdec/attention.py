@@ -20,7 +20,7 @@ from .pool import KVPool, Stored
 # No "flash", "/" or ":" in it, nor "paged|" before it: transformers reads these as something else.
 NAME = "specdec_tree"
 NAME_COMPILED = "specdec_tree_uncompiled"  # in a compiled model: called as it is
-# Arguments of attention functions that do not change scores here, or that `_scoring_of` reads.
+# Arguments of attention functions that do not change scores here, or that `scoring_of` reads.
 KNOWN_OPTIONS = frozenset(
     "scaling dropout sliding_window softcap s_aux specdec_step is_causal position_ids output_attentions "
     "output_hidden_states output_router_logits use_cache return_dict cache_position past_key_values "
@@ -75,7 +75,7 @@ class AttentionStep:
         if plan is None:
             owner = self._seen.get((id(key), id(value)))
             layer = owner[0].key if owner else len(self.plans)
-            plan = self.plans[module, count] = LayerPlan(layer, owner is None, _scoring_of(module, options))
+            plan = self.plans[module, count] = LayerPlan(layer, owner is None, scoring_of(module, options))
             if self._is_first:
                 self._seen.setdefault((id(key), id(value)), (plan, key, value))
         return plan
@@ -130,7 +130,7 @@ def _overwrite(pool: Tensor, first_slot: int, rows: Tensor) -> None:
     pool.as_strided(rows.shape, (slot, head, slot, one), pool.storage_offset() + first_slot * slot).copy_(rows)
 
 
-def _scoring_of(module: nn.Module, options: dict[str, Any]) -> Scoring:
+def scoring_of(module: nn.Module, options: dict[str, Any]) -> Scoring:
     """How a module scores, from what it hands over and its config.
 
     Raises:

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from .mtp_layouts import without_modules
+
 MAX_NAMES = 3  # weights named in an error
 
 
@@ -40,6 +42,7 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
     model, report = loaded
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
+        names = without_modules(names) if kind == "unexpected" else names  # MTP modules: the model runs without
         if names:
             raise ValueError(
                 f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} "

@@ -17,6 +17,7 @@ from .draft_models.eagle import Eagle
 from .draft_models.eagle3 import Eagle3
 from .draft_models.head_reading import Head, read_head
 from .draft_models.medusa import Medusa
+from .draft_models.mtp import Mtp
 from .draft_models.ngram import NGram
 from .draft_models.peagle import PEagle
 from .draft_models.replay import Replay
@@ -36,6 +37,7 @@ HEADS: dict[str, Callable[..., Drafter]] = {
     "eagle3": Eagle3,
     "peagle": PEagle,
     "dflash": DFlash,
+    "mtp": Mtp,
 }
 DRAFTERS: dict[str, Callable[..., Drafter]] = {"ngram": NGram, "draft_model": DraftModel, "replay": Replay, **HEADS}
 VERIFIERS: dict[str, Callable[[], Verifier]] = {
@@ -86,9 +88,10 @@ def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any
     """The drafter of a published head, ready for `generate(target, drafter=...)`.
 
     Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, P-EAGLE, Medusa,
-    DFlash and DSpark. Which layers of the target a config means is tried, once, on a short text that the target draws;
-    if those of the other way of counting are accepted more often, they are used, with a warning. A mapping with a path
-    for its `model` does the same, and reads the weights at every call.
+    DFlash and DSpark, and MTP modules, which lie in the checkpoint of their target. Which layers of the target a config
+    means is tried, once, on a short text that the target draws; if those of the other way of counting are accepted more
+    often, they are used, with a warning. A mapping with a path for its `model` does the same, and reads the weights at
+    every call; of the method "mtp" the path is that of the target unless another is named.
 
     Args:
         path: a folder or hub id.
@@ -115,9 +118,9 @@ def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any
     return _with_head(load_head(path, paged_target), options, paged_target)
 
 
-def load_head(path: str, target: PagedModel) -> Head:
+def load_head(path: str, target: PagedModel, method: str | None = None) -> Head:
     """A published head that reads the layers it was trained on."""
-    head = read_head(path, target)
+    head = read_head(path, target, method)
     if head.other_layers is None:
         return head
     choices = (head.network.feature_layers, head.other_layers)
@@ -177,11 +180,13 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     parameters = inspect.signature(factory).parameters
     for name in options:
         _known(name, parameters, f"option of {method}")
+    if method == "mtp" and target.model.config.name_or_path:
+        options.setdefault("model", target.model.config.name_or_path)
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     if missing:
         raise ValueError(f"expected {', '.join(missing)} for the drafter {method!r}, got {sorted(options)}; add it")
     if isinstance(options.get("model"), str) and method in HEADS:
-        head = load_head(options.pop("model"), target)
+        head = load_head(options.pop("model"), target, method)
         if head.method != method:
             raise ValueError(f"expected a head of the method {method!r}, got one of {head.method!r}; name that")
         return _with_head(head, options, target)

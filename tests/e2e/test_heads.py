@@ -10,6 +10,7 @@ from specdec.draft_models.dflash import DFlash
 from specdec.draft_models.eagle import Eagle, EagleNetwork
 from specdec.draft_models.eagle3 import Eagle3, Eagle3Network
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
+from specdec.draft_models.mtp import Mtp, MtpNetwork
 from specdec.draft_models.peagle import PEagle, PEagleNetwork
 from specdec.methods import HEADS, build_drafter
 from specdec.target import PagedModel
@@ -112,6 +113,11 @@ def block():
     return fill(network, markov_head__markov_w1__weight=torch.eye(SIZE), markov_head__markov_w2__weight=99 * powers(1))
 
 
+def mtp():
+    """Its layer adds nothing to the embedding."""
+    return fill(MtpNetwork(clockwork()), eh_proj__weight=torch.eye(SIZE, 2 * SIZE))
+
+
 ALWAYS_RIGHT = {
     "medusa": lambda: Medusa(medusa(), 4),
     "medusa, tree of fixed shape": lambda: Medusa(
@@ -124,6 +130,8 @@ ALWAYS_RIGHT = {
     "eagle3, coupled": lambda: Eagle3(eagle3(), 4, draft_sample_method="coupled"),
     "peagle": lambda: PEagle(peagle(), 4),
     "peagle, tree": lambda: PEagle(peagle(), 4, num_tree_nodes=12),
+    "mtp": lambda: Mtp(mtp(), 4),
+    "mtp, dynamic tree": lambda: Mtp(mtp(), 4, num_tree_nodes=12, tree_width=3),
     "dflash": lambda: DFlash(block(), 4),
     "dflash, tree": lambda: DFlash(block(), 4, num_tree_nodes=12),
 }
@@ -149,11 +157,11 @@ def test_a_head_that_knows_the_target_is_accepted_whole(name):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
-@pytest.mark.parametrize("name", ["medusa", "eagle", "eagle3", "peagle", "dflash"])
+@pytest.mark.parametrize("name", ["medusa", "eagle", "eagle3", "peagle", "dflash", "mtp"])
 def test_models_are_left_as_they_were(name, dtypes):
     """Precision, modes, hooks and weights of target and head, which need not be alike."""
     target = clockwork().to(dtypes[0]).train()
-    networks = {"medusa": medusa, "eagle": eagle, "eagle3": eagle3, "peagle": peagle, "dflash": block}
+    networks = {"medusa": medusa, "eagle": eagle, "eagle3": eagle3, "peagle": peagle, "dflash": block, "mtp": mtp}
     network = networks[name]().to(dtypes[1]).train()
     before = state_of(target)
     modes = [module.training for module in network.modules()]
@@ -264,6 +272,7 @@ def test_a_head_without_target_says_so():
 def test_names_are_those_of_vllm():
     target = PagedModel(tiny_model("llama", torch.float32, hidden_size=SIZE, vocab_size=SIZE))
     networks = {"medusa": medusa(), "eagle": eagle(), "eagle3": eagle3(), "peagle": peagle(), "dflash": block()}
+    networks["mtp"] = mtp()
     assert set(HEADS) == set(networks)
     for name, network in networks.items():
         assert build_drafter({"method": name, "model": network}, target).name == name

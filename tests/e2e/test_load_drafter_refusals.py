@@ -139,7 +139,7 @@ DAMAGE = {
     "EAGLE-3 by another name": (EAGLE3, set_config(speculators_model_type="peagle"), "expected mask_token_id in"),
     "EAGLE-3 with masks": (PEAGLE, set_config(speculators_model_type="eagle3"), r"1 unexpected \(mask_hidden\)"),
     "Domino": (EAGLE3, set_config(speculators_model_type="domino"), "got a Domino head, which corrects with a GRU"),
-    "MTP": (EAGLE3, set_config(speculators_model_type="mtp"), "got a multi-token-prediction module of a target; train"),
+    "MTP": (EAGLE3, set_config(speculators_model_type="mtp"), "module of its own; take the checkpoint of the target"),
     "unknown": (EAGLE3, set_config(speculators_model_type="bogus"), "got one of layout 'speculators bogus'"),
 }  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_what_is_no_head_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"expected a head in .*, got \['LlamaForCausalLM'\] without its marks"):
         specdec.load_drafter(str(tmp_path / "model"), TARGET)
     folder = put(tmp_path / "mtp", {"num_nextn_predict_layers": 1}, {"mtp.fc.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="got a multi-token-prediction module"):
+    with pytest.raises(ValueError, match="expected the weights of a MtpNetwork in .*, got .* missing"):
         specdec.load_drafter(str(folder), TARGET)
     with pytest.raises(ValueError, match="expected a model folder or hub id, got '/no/where'; there is no such folder"):
         specdec.load_drafter("/no/where", TARGET)

@@ -128,6 +128,7 @@ FAMILIES = (
     "olmoe",
     "deepseek_v2",  # latent attention: K and V of different sizes
     "deepseek_v3",
+    "glm4_moe",
     "gpt_oss",  # sinks, sliding window, experts
     "cohere",
     "cohere2",  # no positions in full layers

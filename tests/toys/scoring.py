@@ -11,7 +11,7 @@ from specdec.tree import TokenTree
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
 # These round sums that were made in another order to float32: softmax of eager attention, router or chunk masks.
 ROUNDED = {torch.float64: 2e-6, torch.float32: 1e-5}
-FLOAT32_INSIDE = {"deepseek_v2", "deepseek_v3", "gemma2", "gpt_oss", "llama4_text"}
+FLOAT32_INSIDE = {"deepseek_v2", "deepseek_v3", "gemma2", "glm4_moe", "gpt_oss", "llama4_text"}
 # Two guesses at each of two places, then a chain; a tree of the root alone; a comb.
 SHAPES = [[-1, 0, 0, 1, 2, 4, 5], [-1], [-1, 0, 0, 1, 1, 3]]
 # Nodes that are kept, of each shape: not those that come first.

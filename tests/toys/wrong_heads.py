@@ -8,8 +8,15 @@ from specdec.draft_models.dflash import DFlash
 from specdec.draft_models.eagle import Eagle, EagleNetwork
 from specdec.draft_models.eagle3 import Eagle3, Eagle3Network, Norms
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
+from specdec.draft_models.mtp import Mtp, MtpNetwork
 from specdec.draft_models.peagle import PEagle, PEagleNetwork
+from tests.toys.heads import randomised
 
+# Whose layers cannot be an MTP module: other norms, layers that ask for more than rows and positions, attention sinks.
+WITHOUT_MTP = {
+    *("cohere", "cohere2", "gpt2", "gpt_bigcode", "gpt_neox", "nemotron", "opt", "phi", "stablelm", "starcoder2"),
+    *("gemma3n_text", "gemma4_text", "gpt_oss"),
+}
 CHOICES = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
 
 
@@ -37,3 +44,7 @@ def wrong_heads(target, vocab_size):
     yield "peagle, tree", PEagle(peagle, 3, num_tree_nodes=7)
     yield "dflash, confident", DFlash(block, 3, confidence_threshold=0.2)
     yield "dflash, tree", DFlash(plain, 3, num_tree_nodes=7)
+    if config.model_type not in WITHOUT_MTP:
+        mtp = randomised(MtpNetwork(target), dtype=dtype)
+        yield "mtp, coupled", Mtp(mtp, 3, draft_sample_method="coupled")
+        yield "mtp, dynamic tree", Mtp(mtp, 3, num_tree_nodes=7, tree_width=3)

@@ -13,7 +13,8 @@ from specdec.experiments.head_medusa import MedusaConfig, MedusaRecipe, calibrat
 from specdec.experiments.head_samples import Samples
 from specdec.growth import best_choices
 from specdec.target import PagedModel
-from tests.toys.heads import VOCAB, medusa, medusa_row, randomised, tiny_target
+from tests.toys.heads import medusa, medusa_row, randomised, tiny_target
+from tests.toys.sessions import VOCAB
 
 HEADS, RANKS, PROMPT = 3, 10, 4
 TARGET = tiny_target()

@@ -109,15 +109,15 @@ def see_siblings(rows, branches=RequestRows.branches):
     [
         ("llama", RequestRows, "branches", see_siblings, "a tree"),
         ("llama", PagedKVCache, "_gather", lambda *_: None, "a commit"),
-        ("mistral", attention, "_scoring_of", "window", "prefill"),
-        ("llama4_text", attention, "_scoring_of", "chunk", "prefill"),
-        ("gemma2", attention, "_scoring_of", "softcap", "prefill"),
+        ("mistral", attention, "scoring_of", "window", "prefill"),
+        ("llama4_text", attention, "scoring_of", "chunk", "prefill"),
+        ("gemma2", attention, "scoring_of", "softcap", "prefill"),
     ],
     ids=["siblings are visible", "kept rows do not move", "no window", "no chunks", "no softcap"],
 )
 def test_the_check_catches(monkeypatch, name, owner, attribute, mutant, phase):
     if isinstance(mutant, str):
-        field, original = mutant, attention._scoring_of
+        field, original = mutant, attention.scoring_of
 
         def mutant(*arguments):
             return replace(original(*arguments), **{field: None})

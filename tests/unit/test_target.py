@@ -203,7 +203,7 @@ def test_unknown_arguments_of_attention_are_refused():
     model = tiny_model("llama")
     for option in (torch.zeros(1), 0.5):
         with pytest.raises(ValueError, match="LlamaAttention hands 'position_bias' to its attention"):
-            attention._scoring_of(model.model.layers[0].self_attn, {"position_bias": option})
+            attention.scoring_of(model.model.layers[0].self_attn, {"position_bias": option})
 
 
 def test_a_step_reaches_families_that_drop_keyword_arguments(monkeypatch):
