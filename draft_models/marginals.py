@@ -69,6 +69,8 @@ class Marginals:
         with self.running():
             if not chunks[0].first:
                 self.begin(cache, chunks)
+            if not any(chunk.num_logits for chunk in chunks):
+                return Scores(torch.empty(0, self.vocab_size), None)
             wanted = [range(len(chunk.tree) - chunk.num_logits, len(chunk.tree)) for chunk in chunks]
             places = [
                 self._firsts[chunk.table] + chunk.start + chunk.tree.depths[node] - chunk.table.length
