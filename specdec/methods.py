@@ -76,9 +76,9 @@ def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any
     """The drafter of a published head, ready for `generate(target, drafter=...)`.
 
     Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, Medusa, DFlash and
-    DSpark. Which layers of the target a config means is tried on a short text that the target draws; if those of the
-    other way of counting are accepted far more often, they are used, with a warning. A mapping with a path for its `model`
-    does the same, at every call.
+    DSpark. Which layers of the target a config means is tried on short texts that the target draws; if those of the
+    other way of counting are accepted far more often, they are used, with a warning. A mapping with a path for its
+    `model` does the same, at every call.
 
     Args:
         path: a folder or hub id.
