@@ -45,9 +45,14 @@ class MarkovHead(nn.Module):
         self.markov_w2 = nn.Linear(rank, draft_size, bias=False)
         self.gate_proj = nn.Linear(hidden_size + rank, rank) if kind == "gated" else None
 
+    def embedded(self, tokens: Tensor) -> Tensor:  # [...] -> [..., rank]
+        """W1 of these tokens, of its last one in place of those it lacks: a target may have more."""
+        embedded: Tensor = self.markov_w1(tokens.clamp(max=self.markov_w1.num_embeddings - 1))
+        return embedded
+
     def forward(self, tokens: Tensor, hidden: Tensor) -> Tensor:  # [...], [..., hidden] -> [..., draft vocab]
         """What is added to the logits of rows behind these tokens."""
-        latent = self.markov_w1(tokens.clamp(max=self.markov_w1.num_embeddings - 1))  # a target may have more tokens
+        latent = self.embedded(tokens)
         if self.gate_proj is not None:
             latent = torch.sigmoid(self.gate_proj(torch.cat((hidden, latent), -1))) * latent
         bias: Tensor = self.markov_w2(latent)
@@ -149,5 +154,5 @@ class BlockNetwork(HeadNetwork):
         """The probability that the tokens of these rows are accepted, from the tokens in front of them."""
         assert self.confidence_head is not None
         if self.markov_head is not None and self.confidence_head.proj.in_features > hidden.shape[-1]:
-            hidden = torch.cat((hidden, self.markov_head.markov_w1(tokens)), -1)
+            hidden = torch.cat((hidden, self.markov_head.embedded(tokens)), -1)
         return torch.sigmoid(self.confidence_head(hidden))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.cache import PagedKVCache
 from specdec.chunk import Chunk
@@ -88,8 +89,10 @@ class BlockRows(Marginals):
     def corrected(self, rows: Tensor, places: Sequence[int], tokens: Tensor) -> Tensor:  # [n, draft vocab], [n]
         """The rows with what the Markov head makes of the tokens in front of them."""
         assert self.network.markov_head is not None
-        bias: Tensor = self.network.markov_head(tokens, self._hidden[list(places)])
-        return rows + bias
+        hidden = self._hidden[list(places)]
+        bias: Tensor = self.network.markov_head(tokens.to(hidden.device), hidden)
+        surplus = rows.shape[-1] - bias.shape[-1]  # a language model head that is the target's may be of another width
+        return rows + (pad(bias, (0, surplus)) if surplus else bias).to(rows.device)
 
     def confidences(self, view: RequestView, tokens: Sequence[int]) -> list[float]:
         """How likely each drafted token is to be accepted if those in front of it are; `tokens` begin with the pending

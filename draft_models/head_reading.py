@@ -1,7 +1,7 @@
 """Published heads, read: config and tensors in, a network for the target out, or a refusal in one line."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from .eagle3 import Eagle3Network, Norms
 from .head_filling import fill, own_tensors
 from .head_layouts import MASK_HIDDEN, METHODS, layout_of, layout_of_tensors, our_name
 from .head_network import HeadNetwork
-from .head_source import Source, config_errors, draft_tokens, layer_config, layers_read
+from .head_source import Source, config_errors, draft_tokens, layer_config, layers_read, require_neutral
 from .medusa import MedusaNetwork
 from .mtp_reading import read_mtp
 from .peagle import PEagleNetwork
@@ -28,6 +28,8 @@ from .peagle import PEagleNetwork
 NORMS = [field.name for field in fields(Norms)]
 DSPARK = {"markov_rank": 256, "enable_confidence_head": True, "confidence_head_with_markov": True}  # unless stated
 MASK_TOKENS = ("mask_token_id", "ptd_token_id", "pard_token")  # of P-EAGLE: in speculators, and as vLLM knows it
+# Of fields of block heads what leaves them as they are known here.
+NEUTRAL_BLOCKS = {"use_swa": (False,), "input_embedding_scale": (1.0,), "use_aux_hidden_state": (True,)}
 NOT_LOADED = {  # layout -> what it is, and what to do
     "domino": ("a Domino head, which corrects with a GRU", "take a DFlash or DSpark head of this target"),
     "dflash2": ("a DFlash-2 head", "take a DFlash or DSpark head of this target"),
@@ -134,12 +136,13 @@ def _block(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
     fields = {**(DSPARK if is_dspark else {}), **source.config, **(source.config.get("dflash_config") or {})}
     sizes = layer_config(source)
     sliding = [i for i, kind in enumerate(getattr(sizes, "layer_types", None) or ()) if kind == "sliding_attention"]
+    require_neutral(source, fields, NEUTRAL_BLOCKS)
     has_anchor = bool(fields.get("sample_from_anchor", is_dspark))
     shape = BlockShape(
         block_size=source.count("block_size", fields, least=2 - has_anchor),
         mask_token_id=source.count("mask_token_id", fields, least=0),
         sample_from_anchor=has_anchor,
-        causal_layers=() if fields.get("sliding_window_non_causal") else tuple(sliding),
+        causal_layers=_causal_layers(fields, sliding, sizes.num_hidden_layers),
     )
     kind, rank = fields.get("markov_head_type") or "vanilla", fields.get("markov_rank") or 0
     if rank and kind not in ("vanilla", "gated"):
@@ -149,6 +152,14 @@ def _block(source: Source) -> tuple[HeadNetwork, tuple[int, ...] | None]:
     layers, other = layers_read(source)
     markov: Any = (rank, kind) if rank else None
     return BlockNetwork(sizes, layers, shape, draft_tokens(source), markov, confidence), other
+
+
+def _causal_layers(fields: Mapping[str, Any], sliding: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Those in which a row sees only what is in front of it: as a config says for all, or those with windows."""
+    stated = next((fields[name] for name in ("is_causal", "causal") if fields.get(name) is not None), None)
+    if stated is not None:
+        return tuple(range(num_layers)) if stated else ()
+    return () if fields.get("sliding_window_non_causal") else tuple(sliding)
 
 
 READERS: dict[str, Callable[[Source], tuple[HeadNetwork, tuple[int, ...] | None]]] = {

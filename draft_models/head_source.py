@@ -25,8 +25,15 @@ OPTIONAL = (
 )
 WINDOWS = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
 # What changes what layers compute, and what leaves it as it is: no head here knows anything else.
-NEUTRAL = {"partial_rotary_factor": 1.0, "attn_logit_softcapping": None, "final_logit_softcapping": None}
-NEUTRAL |= dict.fromkeys(("logit_scale", "embedding_multiplier", "residual_multiplier", "attention_multiplier"), 1.0)
+FACTORS = (
+    "partial_rotary_factor",
+    "logit_scale",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+)
+NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ())
+NEUTRAL |= dict.fromkeys(FACTORS, (1.0,))
 
 
 # What comes of fields that are not of the type they should be.
@@ -96,14 +103,21 @@ class Source:
         return number
 
 
+def require_neutral(source: Source, fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises for a field that changes what is computed in a way that is not known here."""
+    for name, values in neutral.items():
+        if fields.get(name) is not None and fields[name] not in values:
+            raise ValueError(
+                f"expected layers of Llama's or Qwen3's kind in {source.path!r}, got {name}={fields[name]!r}; "
+                "take another head"
+            )
+
+
 def layer_config(source: Source, num_layers: int | None = None) -> PretrainedConfig:
     """The config of the head's layers, of which only what is known to be honoured is taken."""
     sizes = source.sizes
     family = sizes.get("model_type", "llama")
-    strange = [name for name, value in NEUTRAL.items() if sizes.get(name, value) not in (value, None)]
-    if family not in FAMILIES or strange:
-        got = f"{strange[0]}={sizes[strange[0]]}" if strange else f"model_type {family!r}"
-        raise ValueError(f"expected layers of Llama's or Qwen3's kind in {source.path!r}, got {got}; take another head")
+    require_neutral(source, {"model_type": family, **sizes}, {"model_type": FAMILIES, **NEUTRAL})
     values = {name: source.field(name, sizes) for name in REQUIRED}
     width = source.config.get("target_hidden_size") or values["hidden_size"]
     if width != source.target_width:
@@ -124,6 +138,8 @@ def layer_config(source: Source, num_layers: int | None = None) -> PretrainedCon
     check_vocabulary(source.target.vocab_size, values["vocab_size"])
     is_qwen = any(name.endswith("self_attn.q_norm.weight") for name in source.tensors)
     config: PretrainedConfig = (Qwen3Config if is_qwen else LlamaConfig)(**values)
+    if is_sliding and not getattr(config, "layer_types", None):  # Qwen3's makes them of the other fields
+        source.field("layer_types", sizes)
     rotation = getattr(config, "rope_parameters", None) or {}
     if "rope_type" not in rotation:
         raise ValueError(f"expected one rotation for all layers in {source.path!r}, got {rotation}; take another head")

@@ -81,6 +81,8 @@ class Marginals:
         with self.running():
             if not chunks[0].first:
                 self.begin(cache, chunks)
+            if not any(chunk.num_logits for chunk in chunks):  # pieces of what the pool has missed
+                return Scores(torch.empty(0, self.vocab_size), None)
             wanted = [range(len(chunk.tree) - chunk.num_logits, len(chunk.tree)) for chunk in chunks]
             places = [
                 self._firsts[chunk.table] + chunk.start + chunk.tree.depths[node] - chunk.table.length
@@ -149,8 +151,6 @@ class Marginals:
         return self._widened(self._rows).view(-1, self.depth, self.vocab_size)
 
     def _looked_up(self, places: list[int], tokens: Sequence[int]) -> Tensor:  # [n, vocab]
-        if not places:  # of a piece of what the pool has missed, before there are any rows
-            return self._rows.new_empty(0, self.vocab_size)
         if len(places) == 1:
             rows = self._rows.narrow(0, places[0], 1)
         else:

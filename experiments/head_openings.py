@@ -7,11 +7,15 @@ import json
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from jinja2 import TemplateError
+
+from specdec.checkpoints import first_line
 
 from .corpus import Document, read_documents
 from .prompts import read_prompts
@@ -59,6 +63,7 @@ class Item:
     task: str
     document: str
     content: str | Chat = field(repr=False)
+    is_whole: bool = False  # a text of which not the beginning alone is meant, but all: a question
 
 
 def read_openings(sources: Sequence[str], tokenizer: Any, options: OpeningOptions) -> Openings:
@@ -67,7 +72,8 @@ def read_openings(sources: Sequence[str], tokenizer: Any, options: OpeningOption
     Args:
         sources: files of text (.txt, .md) or of JSON lines (.jsonl), folders of them, or a folder of corpora (see
             `corpus`); `hub:name` or `hub:name:split` for a dataset of the hub. Lines and rows hold `messages` (or
-            `conversations`), `prompt`, `turns` or `text`.
+            `conversations`), `prompt` or `turns`, of which the first is asked as it is, or `text`, of which beginnings
+            are continued.
         tokenizer: of the target, with whose chat template chats are written.
         options: how many, and how.
 
@@ -112,13 +118,11 @@ def openings_of_nothing(tokenizer: Any, prompts: Path, options: OpeningOptions) 
     begin = tokenizer.bos_token_id
     if begin is None:
         raise ValueError("expected a tokenizer with a beginning-of-text token to write from, got none; pass --data")
-    held_out = [Item(prompt.task, prompt.id, prompt.text) for prompt in read_prompts(prompts)]
+    held_out = [Item(prompt.task, prompt.id, prompt.text, is_whole=True) for prompt in read_prompts(prompts)]
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in held_out:
         groups[item.task].append(item)
-    measured = islice(
-        _tokenised(in_turn(list(groups.values())), tokenizer, options, is_whole=True), options.num_held_out
-    )
+    measured = islice(_tokenised(in_turn(list(groups.values())), tokenizer, options), options.num_held_out)
     return Openings([Opening("open", [begin])] * options.count, list(measured))
 
 
@@ -142,21 +146,32 @@ def _held_out(group: Iterable[Item]) -> set[str]:
     return chosen if len(chosen) < len(hashes) else set()
 
 
-def _tokenised(
-    items: Iterable[Item], tokenizer: Any, options: OpeningOptions, is_whole: bool = False
-) -> Iterator[Opening]:
+def _tokenised(items: Iterable[Item], tokenizer: Any, options: OpeningOptions) -> Iterator[Opening]:
     turn = 0
     for item in items:
-        if isinstance(item.content, str):
-            length = options.max_length if is_whole else options.text_lengths[turn % len(options.text_lengths)]
-            tokens, turn = tokenizer(item.content)["input_ids"][: min(length, options.max_length)], turn + 1
+        if not isinstance(item.content, str):
+            tokens = _chat_tokens(item, tokenizer)
+        elif item.is_whole:
+            tokens = tokenizer(item.content)["input_ids"][: options.max_length]
         else:
-            if not getattr(tokenizer, "chat_template", None):
-                raise ValueError("expected a tokenizer with a chat template for messages, got none; pass plain text")
-            written = tokenizer.apply_chat_template(item.content, add_generation_prompt=True, return_dict=True)
-            tokens = written["input_ids"]
+            length = min(options.text_lengths[turn % len(options.text_lengths)], options.max_length)
+            tokens, turn = tokenizer(item.content)["input_ids"][:length], turn + 1
         if 0 < len(tokens) <= options.max_length:
             yield Opening(item.task, list(tokens))
+
+
+def _chat_tokens(item: Item, tokenizer: Any) -> Sequence[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("expected a tokenizer with a chat template for messages, got none; pass plain text")
+    try:
+        written = tokenizer.apply_chat_template(item.content, add_generation_prompt=True, return_dict=True)
+    except TemplateError as error:
+        raise ValueError(
+            f"expected a chat that the tokenizer's template takes, got {first_line(error)!r} at {item.document}; "
+            "correct its messages"
+        ) from error
+    tokens: Sequence[int] = written["input_ids"]
+    return tokens
 
 
 def _items(source: str, options: OpeningOptions) -> Iterator[Item]:
@@ -178,7 +193,7 @@ def _items(source: str, options: OpeningOptions) -> Iterator[Item]:
         for number, piece in enumerate(_pieces(Document(path.stem, path.name, text))):
             yield Item(path.stem, f"{path.name}:{number}", piece.content)
     elif path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line.strip():
                 yield from _parsed(line, path.stem, f"{path.name}:{number}")
     else:
@@ -222,26 +237,35 @@ def _parsed(line: str, task: str, where: str) -> Iterator[Item]:
 def _read(row: Any, task: str, where: str) -> Iterator[Item]:
     """What a line or row holds."""
     document = str(row.get("id") or where)
-    if chat := row.get("messages") or row.get("conversations"):
+    chat, prompt = row.get("messages") or row.get("conversations"), row.get("prompt") or row.get("turns")
+    if chat := chat or (prompt if isinstance(prompt, list) and not isinstance(prompt[0], str) else None):
         yield from _chat(chat, task, document)
-    elif prompt := row.get("prompt") or (row.get("turns") or [None])[0]:
-        yield Item(task, document, str(prompt))
+    elif prompt := prompt[0] if isinstance(prompt, list) else row.get("prompt"):
+        yield Item(task, document, str(prompt), is_whole=True)
     elif text := row.get("text"):
         yield from _pieces(Document(task, document, str(text)))
     else:
         raise ValueError(f"expected messages, prompt, turns or text, got {sorted(row)} at {where}; rename a field")
 
 
-def _chat(chat: Sequence[Any], task: str, document: str) -> Iterator[Item]:
+def _chat(chat: Any, task: str, document: str) -> Iterator[Item]:
     """The chat up to its last answer, which the target will write; nothing if nobody asks."""
-    messages = [
-        {
-            "role": SPEAKERS.get(role := str(turn.get("role") or turn.get("from")), role),
-            "content": str(turn.get("content") or turn.get("value")),
-        }
-        for turn in chat
-    ]
+    messages = [_message(turn, document) for turn in (chat if isinstance(chat, list) else [chat])]
     while messages and messages[-1]["role"] != "user":
         messages.pop()
     if messages:
         yield Item(task, document, messages)
+
+
+def _message(turn: Any, document: str) -> dict[str, str]:
+    """A turn of a chat as templates want it."""
+    fields = turn if isinstance(turn, Mapping) else {}
+    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text")) for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(
+            f"expected messages of a role and a text, got {str(turn)[:60]} in {document}; leave out chats with calls "
+            "of tools or pictures"
+        )
+    return {"role": SPEAKERS.get(role, role), "content": content}

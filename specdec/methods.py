@@ -89,9 +89,9 @@ def load_drafter(path: str, target: PreTrainedModel | PagedModel, **options: Any
 
     Recognised by config and tensors are heads in the formats of speculators, EAGLE-1 and 2, EAGLE-3, P-EAGLE, Medusa,
     DFlash and DSpark, and MTP modules, which lie in the checkpoint of their target. Which layers of the target a config
-    means is tried, once, on a short text that the target draws; if those of the other way of counting are accepted more
-    often, they are used, with a warning. A mapping with a path for its `model` does the same, and reads the weights at
-    every call; of the method "mtp" the path is that of the target unless another is named.
+    means is tried, once, on short texts that the target draws; if those of the other way of counting are accepted far
+    more often, they are used, with a warning. A mapping with a path for its `model` does the same, and reads the
+    weights at every call; of the method "mtp" the path is that of the target unless another is named.
 
     Args:
         path: a folder or hub id.

@@ -1,5 +1,6 @@
 """Published heads: each layout is read into the network that it was written from."""
 
+import json
 import warnings
 
 import pytest
@@ -47,6 +48,25 @@ def test_a_published_head_is_the_network_that_was_written(name, tmp_path):
     assert all(torch.equal(part, expected[key]) for key, part in found.items())
     assert not head.network.training
     assert drafted(head.network, method) == drafted(network, method)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"is_causal": True}, (0, 1)),
+        ({"is_causal": False}, ()),
+        ({"dflash_config": {"mask_token_id": 0, "causal": True}}, (0, 1)),
+        ({"is_causal": False, "dflash_config": {"mask_token_id": 0, "causal": True}}, ()),
+        ({}, (0,)),
+    ],
+    ids=str,
+)
+def test_rows_of_a_block_see_what_the_config_says(fields, layers, tmp_path):
+    """vLLM's order: for all layers in one of two places, or those with windows."""
+    folder, _ = written("speculators, DFlash", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    assert read_head(str(folder), PAGED).network.shape.causal_layers == layers
 
 
 @pytest.mark.parametrize("name", ["EAGLE-1", "DFlash", "Medusa", "P-EAGLE, vLLM"])

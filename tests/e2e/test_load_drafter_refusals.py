@@ -122,6 +122,9 @@ DAMAGE = {
     "no fields": (DFLASH, lambda folder: (folder / "config.json").write_text("[]"), "expected fields in .*, got list"),
     "no mask token": (DFLASH, drop_config("mask_token_id"), "expected mask_token_id in the config of"),
     "window without a size": (DFLASH, set_layers(sliding_window=None), "expected sliding_window in the config"),
+    "window without layers": (EAGLE3, set_layers(use_sliding_window=True, sliding_window=4), "expected layer_types in"),
+    "windows in another way": (DFLASH, set_config(dflash_config={"use_swa": True}), "got use_swa=True; take another"),
+    "scaled embeddings": (DFLASH, set_config(input_embedding_scale=4.0), "got input_embedding_scale=4.0; take another"),
     "recurrent Markov head": (DSPARK, set_config(markov_head_type="rnn"), "Markov head of .*, got 'rnn'"),
     "P-EAGLE without what was learnt for masks": (PEAGLE, drop("mask_hidden"), r"got 1 missing \(mask_hidden\)"),
     "P-EAGLE, masks of another size": (

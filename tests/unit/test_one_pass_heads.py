@@ -215,6 +215,36 @@ def test_drawn_rows_are_the_requests_own_final_distribution(name):
 
 
 @pytest.mark.parametrize("name", ONE_PASS)
+def test_long_gaps_are_caught_up_in_pieces(name, monkeypatch, compared):
+    """Pieces in front of the last one give no rows, and the drafts are those of one piece."""
+    whole = HeadSession(drafter_of(ONE_PASS[name](), 2), TARGET).propose([2, 2, 2])
+    monkeypatch.setattr(rollout, "MAX_CATCH_UP", 3)
+    compared.clear()
+    session = HeadSession(drafter_of(ONE_PASS[name](), 2), TARGET)
+    assert [draft.tree for draft in session.propose([2, 2, 2])] == [draft.tree for draft in whole]
+    assert compared[:6] == [0] * 5 + [2]
+
+
+@pytest.mark.parametrize("num_known", [VOCAB - 1, VOCAB + 1])
+def test_a_markov_head_may_know_a_token_more_or_less_than_the_target(num_known):
+    """A published head pads its vocabulary as its target did, or not; of a token it lacks the last one stands in."""
+    network = block(markov=(3, "gated"), confidence="markov", vocab_size=num_known)
+    prompt = [*PROMPTS[0], VOCAB - 1]
+    drafter = drafter_of(network, confidence_threshold=1e-9)
+    (draft,) = HeadSession(drafter, TARGET, [prompt]).propose([9])
+    wider = block(markov=(3, "gated"), confidence="markov")
+    state = wider.state_dict()
+    for name, part in network.state_dict().items():
+        rows = part if part.shape == state[name].shape else part[:VOCAB]
+        state[name] = torch.cat((rows, rows[-1:]))[:VOCAB] if name.endswith("markov_w1.weight") else rows
+    if num_known < VOCAB:
+        w2 = state["markov_head.markov_w2.weight"]
+        state["markov_head.markov_w2.weight"] = torch.cat((w2, torch.zeros_like(w2[:1])))
+    wider.load_state_dict(state)
+    assert draft.tree == HeadSession(drafter_of(wider), TARGET, [prompt]).propose([9])[0].tree and len(draft) == 5
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
 def test_proposing_twice_gives_the_same_drafts(name):
     for options in OPTIONS:
         session = HeadSession(drafter_of(ONE_PASS[name](), **options), TARGET, sampler=sampling())
