@@ -19,7 +19,8 @@ SHARD = 16  # texts per file of a cache
 
 
 class Order:
-    """Which texts each step sees: a function of the seed and the step's number, every text once per epoch.
+    """Which texts each step sees: a function of the seed and the step's number, every text once per epoch, but for
+    some that would not fill a batch.
 
     Raises:
         ValueError: there are fewer texts than a batch has.
@@ -113,8 +114,7 @@ class FeatureCache:
                 f"expected texts whose features take at most {limit_gb:g} GB, got {size / 1e9:.3g}; raise --cache-gb, "
                 "or leave it out: they are then computed when they are wanted"
             )
-        texts = tuple(part.numpy().tobytes() for part in (samples.tokens, samples.starts, samples.lengths))
-        self._folder = folder / f"{zlib.crc32(repr((target.identity, texts)).encode()):08x}"
+        self._folder = folder / f"{zlib.crc32(repr((target.identity, samples.fingerprint)).encode()):08x}"
 
     def fill(self, share: tuple[int, int] = (0, 1), advance: Advance = nobody) -> None:
         """Writes what is missing; of several processes each its share (number, how many)."""

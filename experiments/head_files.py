@@ -32,18 +32,30 @@ def write_whole(text: str, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def load_step(path: Path) -> tuple[dict[str, Tensor], int]:
+def load_step(path: Path, lesson: str) -> tuple[dict[str, Tensor], int]:
     """The tensors of a checkpoint, and the number of steps that were done.
+
+    Args:
+        path: of the checkpoint.
+        lesson: what the run learns from; it must be what it began with.
+
+    Raises:
+        ValueError: it is not.
 
     Example:
         >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "checkpoint.safetensors"
-        >>> save_whole({"weight": torch.ones(2)}, path, {"step": "7"})
-        >>> load_step(path)
+        >>> save_whole({"weight": torch.ones(2)}, path, {"step": "7", "lesson": "3f"})
+        >>> load_step(path, "3f")
         ({'weight': tensor([1., 1.])}, 7)
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    if metadata["lesson"] != lesson:
+        raise ValueError(
+            f"expected the target, precision and responses that the run in {str(path.parent)!r} began with, got "
+            "others; pass the same, or another --run FOLDER"
+        )
     return load_file(path), int(metadata["step"])
 
 

@@ -81,6 +81,11 @@ class Recipe(nn.Module):
         """How many tokens ahead are learnt."""
         raise NotImplementedError
 
+    @property
+    def shortest(self) -> int:
+        """Tokens of a text of which every depth learns something."""
+        return self.depth + 2
+
     def forward(self, batch: HeadBatch) -> dict[str, Tensor]:
         """`loss`, `agreement` [depth], and `expected`: tokens per step of greedy chains, estimated."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """A head's training from files to files: responses of the target, the head's shape, the run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from accelerate import Accelerator
 
 from specdec.anatomy import logits_width_of
 from specdec.draft_models.head_reading import read_head
+from specdec.draft_models.head_writing import files_of
 from specdec.methods import paged
 from specdec.target import PagedModel
 
 from .head_batches import FeatureCache
 from .head_block import BlockConfig, BlockRecipe
 from .head_eagle3 import Eagle3Recipe
-from .head_features import Features, FrozenTarget, online
+from .head_features import Features, FrozenTarget, fingerprint, online
 from .head_files import Advance, nobody
 from .head_medusa import MedusaRecipe, calibrated_choices
-from .head_openings import OpeningOptions, Openings, openings_of_nothing, read_openings
+from .head_openings import Opening, OpeningOptions, Openings, openings_of_nothing, read_openings
 from .head_recipe import HeadConfig, Recipe
 from .head_samples import ResponseConfig, Samples, begin_responses, frequent_tokens, read_responses, write_responses
 from .head_watch import Watch
@@ -61,14 +62,21 @@ def train_on_responses(
     folder = files.responses or files.run / "responses"
     share = accelerator.process_index, accelerator.num_processes
     if files.responses is None:
+        writing = replace(writing, writer=fingerprint(models.target))
         with accelerator.main_process_first():
             begin_responses(_openings(writing, files, models, config), writing, folder)
         write_responses(models.target, writing, folder, advance, share)
         accelerator.wait_for_everyone()
     texts, held_out = read_responses(folder)
-    samples = texts.cut(config.sequence_length)
-    config, tokens = _settled(config, samples, models.target)
+    _require_known(texts, held_out, paged(models.target).num_embeddings)
+    config, tokens = _settled(config, texts.cut(config.sequence_length), models.target)
     recipe = recipe_of(config, paged(models.target), tokens)
+    samples = texts.cut(config.sequence_length, recipe.shortest)
+    if not len(samples):
+        raise ValueError(
+            f"expected texts of at least {recipe.shortest} tokens to learn {recipe.depth} in a row, got none; raise "
+            "--response-length and --sequence-length, or learn fewer"
+        )
     features: Features = online(recipe.target)
     if files.cache_gb:
         cache = FeatureCache(folder / "features", samples, recipe.target, files.cache_gb)
@@ -117,7 +125,17 @@ def recipe_of(config: HeadConfig, target: PagedModel, draft_tokens: list[int] | 
     kind = next(recipe for recipe in RECIPES.values() if recipe.config_type is type(config))
     torch.manual_seed(config.seed)
     network = kind.network_for(target.model, config, draft_tokens).to(device=target.device, dtype=target.dtype)
+    files_of(network, kind.layout, target.model.config)  # refused now, not when it has been trained
     return kind(network, FrozenTarget(target, network.feature_layers), config)
+
+
+def _require_known(texts: Samples, held_out: Sequence[Opening], num_tokens: int) -> None:
+    """Raises for texts of tokens that the target does not have."""
+    largest = max(int(texts.tokens.max()), *(max(opening.tokens) for opening in held_out))
+    if largest >= num_tokens:
+        raise ValueError(
+            f"expected responses of the target's {num_tokens} tokens, got token {largest}; pass those that it wrote"
+        )
 
 
 def _openings(writing: ResponseConfig, files: HeadFiles, models: Models, config: HeadConfig) -> Callable[[], Openings]:
@@ -144,6 +162,8 @@ def _settled(config: HeadConfig, samples: Samples, target: Any) -> tuple[HeadCon
     counts = samples.counts(logits_width_of(target) or target.config.vocab_size)
     if isinstance(config, BlockConfig) and config.mask_token_id is None:
         config = replace(config, mask_token_id=int(counts.argmin()))
+    if isinstance(config, BlockConfig) and (config.mask_token_id or 0) >= (known := paged(target).num_embeddings):
+        raise ValueError(f"expected --mask-token-id below {known}, got {config.mask_token_id}; leave it out")
     size: int | None = getattr(config, "draft_vocab_size", None)
     if size is None:
         return config, None

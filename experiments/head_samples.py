@@ -5,6 +5,7 @@ openings.safetensors   what it continues: tokens, lengths          held_out.json
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -34,6 +35,7 @@ class ResponseConfig:
     temperature: float = 1.0  # 0: greedily
     batch_size: int = 64
     seed: int = 0
+    writer: str = ""  # `head_features.fingerprint` of the target
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,19 @@ class Samples:
         written = torch.arange(int(lengths.sum())) + firsts.repeat_interleave(lengths)
         return torch.bincount(self.tokens[written].long(), minlength=vocab_size)
 
-    def cut(self, length: int) -> "Samples":
-        """The beginnings of the texts; of those in which the target then says something that a head could draft."""
+    @property
+    def fingerprint(self) -> str:
+        """Equal for the same texts."""
+        code = 0
+        for part in (self.tokens, self.starts, self.lengths, self.prompt_lengths):
+            code = zlib.crc32(part.numpy().tobytes(), code)
+        return f"{code:08x}"
+
+    def cut(self, length: int, shortest: int = 0) -> "Samples":
+        """The beginnings of the texts; of those in which the target then says something that a head could draft, and
+        that have so many tokens."""
         lengths = self.lengths.clamp_max(length)
-        kept = lengths > self.prompt_lengths + 1
+        kept = (lengths > self.prompt_lengths + 1) & (lengths >= shortest)
         return Samples(self.tokens, self.starts[kept], lengths[kept], self.prompt_lengths[kept])
 
 

@@ -50,6 +50,11 @@ class Lesson:
         return Order(self.samples.lengths, config.batch_size, config.seed)
 
     @property
+    def identity(self) -> str:
+        """Equal for the same target and texts."""
+        return f"{self.recipe.target.identity} {self.samples.fingerprint}"
+
+    @property
     def num_steps(self) -> int:
         """Of the whole run."""
         epochs: float = self.recipe.config.epochs
@@ -60,7 +65,7 @@ def train_head(lesson: Lesson, run: Path, accelerator: Accelerator, advance: Adv
     """The best measurement; the head it was made of lies in `run/head`. Continues a run that was interrupted.
 
     Raises:
-        ValueError: the folder holds a run of another config, or the loss is no longer finite.
+        ValueError: the folder holds a run of another config, target or texts, or the loss is no longer finite.
 
     Example:
         >>> import specdec, tempfile
@@ -81,11 +86,11 @@ def train_head(lesson: Lesson, run: Path, accelerator: Accelerator, advance: Adv
     if accelerator.is_main_process:
         claim(run, lesson.recipe.config)
     accelerator.wait_for_everyone()
-    model = accelerator.prepare(lesson.recipe.to(accelerator.device).train())
+    model = accelerator.prepare_model(lesson.recipe.train(), device_placement=False)  # it is where its target is
     optimizer = HeadOptimizer(lesson.recipe.network, lesson.recipe.config)
     first = 0
     if checkpoint.exists():
-        state, first = load_step(checkpoint)
+        state, first = load_step(checkpoint, lesson.identity)
         optimizer.load(state)
     if accelerator.is_main_process:
         log.forget_after(first)
@@ -101,7 +106,8 @@ def train_head(lesson: Lesson, run: Path, accelerator: Accelerator, advance: Adv
             advance(done, lesson.num_steps, f"loss {line['loss']:.3f}, {standing.best:.2f} tokens per step")
         is_over = is_last or (is_measured and _agreed(_is_enough(standing, lesson.recipe.config.patience), accelerator))
         if accelerator.is_main_process and (is_over or done % lesson.checkpoint_every == 0):
-            save_whole(optimizer.state(), checkpoint, {"step": str(lesson.num_steps if is_over else done)})
+            about = {"step": str(lesson.num_steps if is_over else done), "lesson": lesson.identity}
+            save_whole(optimizer.state(), checkpoint, about)
         if is_over:
             break
     accelerator.wait_for_everyone()
@@ -154,7 +160,7 @@ def _steps(
     for step in range(first, lesson.num_steps):
         numbers = order.texts(step)[rank::world]
         seed = (config.seed * STEP_SEED + step) * world + rank
-        result = model(batch_of(lesson.samples, numbers, lesson.features, accelerator.device, seed))
+        result = model(batch_of(lesson.samples, numbers, lesson.features, lesson.recipe.target.paged.device, seed))
         accelerator.backward(result["loss"])
         optimizer.step(rate_at(step, lesson.num_steps, config.warmup_share))
         figures = {name: accelerator.reduce(value.detach(), "mean") for name, value in result.items()}

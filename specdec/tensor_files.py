@@ -20,6 +20,7 @@ from torch import Tensor
 from .checkpoints import first_line, listed, require_folder
 
 CONFIG = "config.json"
+ASIDE = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "training_state.pt")
 SAFE, PICKLED = ("*.safetensors",), ("*.bin", "*.pt")  # in the order in which they are looked for
 INDEX = ".index.json"  # of a checkpoint in several files: which tensor is where
 
@@ -104,8 +105,8 @@ def _folder(path: str, *patterns: str) -> Path:
 
 
 def _files_of(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The one file of these names, or the files of an index."""
-    found = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    """The one file of these names, or the files of an index. What a trainer left beside them is passed over."""
+    found = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.name not in ASIDE)
     indices = [file for pattern in patterns for file in folder.glob(pattern + INDEX)]
     if len(indices) == 1:
         return [folder / name for name in sorted(set(_weight_map(indices[0]).values()))]

@@ -1,6 +1,7 @@
 """`specdec train medusa`, `eagle3` and `block`: from nothing or from files to a head that drafts."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ MISTAKES = {
     "no layers": ("--feature-layers low,high", "expected --feature-layers like 1,6,10"),
     "a layer too high": ("--feature-layers 9", "expected feature_layers from 0 to 1"),
     "too large a vocabulary": ("--draft-vocab-size 9999", "expected --draft-vocab-size from 1 to"),
-    "too few texts": ("--batch-size 50", "expected at least 50 texts for a batch, got 12"),
+    "too few texts": ("--batch-size 50", "expected at least 50 texts for a batch, got 1"),
+    "no text that long": ("--unroll 40", "expected texts of at least 42 tokens to learn 40 in a row, got none"),
+    "a layer that cannot be written": ("--feature-layers 0,-1", "of which -1 is behind the last norm"),
     "too small a cache": ("--cache-gb 0.0000001", "raise --cache-gb"),
 }
 
@@ -75,3 +78,35 @@ def test_a_mistake_is_one_line(specdec, tmp_path, options, message):
     assert finished.exit_code == 1, finished.output
     lines = finished.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], finished.stderr
+
+
+def test_a_mask_token_is_one_of_the_targets(specdec, tmp_path):
+    line = f"train block --target @target --run {tmp_path}/run --prompts @prompts.jsonl {SMALL}"
+    finished = specdec(f"{line} --mask-token-id 9999")
+    assert finished.exit_code == 1 and "error: expected --mask-token-id below" in finished.stderr
+
+
+@pytest.fixture
+def others(folders, tmp_path):
+    """The target with one layer changed, and with fewer tokens."""
+    for name in ("changed", "smaller"):
+        shutil.copytree(folders / "target", tmp_path / name)
+        model = load_model(str(folders / "target"))
+        if name == "changed":
+            torch.nn.init.ones_(model.model.layers[1].mlp.down_proj.weight)
+        else:
+            model.resize_token_embeddings(9)
+        model.save_pretrained(tmp_path / name)
+
+
+def test_a_run_goes_on_with_what_it_began_with(specdec, others, tmp_path):
+    line = f"train medusa --prompts @prompts.jsonl {SMALL} --num-heads 2 --run {tmp_path}"
+    assert specdec(f"{line}/run --target @target").exit_code == 0
+    finished = specdec(f"{line}/run --target {tmp_path}/changed")
+    assert finished.exit_code == 1 and "got another writer; pass the same options to go on" in finished.stderr
+    responses = f"--responses {tmp_path}/run/responses"
+    assert specdec(f"{line}/run --target @target {responses}").exit_code == 0
+    finished = specdec(f"{line}/run --target {tmp_path}/changed {responses}")
+    assert finished.exit_code == 1 and "expected the target, precision and responses that the run in" in finished.stderr
+    finished = specdec(f"{line}/new --target {tmp_path}/smaller {responses}")
+    assert finished.exit_code == 1 and "expected responses of the target's 9 tokens, got token" in finished.stderr

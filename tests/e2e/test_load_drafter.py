@@ -89,6 +89,14 @@ def test_tensors_that_are_not_the_targets_are_kept(tmp_path):
     assert sorted({*found.state_dict()} - {*network.state_dict()}) == ["lm_head.weight"]
 
 
+def test_what_a_trainer_left_beside_the_weights_is_passed_over(tmp_path):
+    """Nobody can tidy up a repository of the hub."""
+    folder, network = written("EAGLE-1", tmp_path)
+    for name in ("training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"no tensors")
+    assert torch.equal(read_head(str(folder), PAGED).network.fc.weight, network.fc.weight)
+
+
 def test_a_hub_id_is_fetched_config_first_and_no_more_than_is_read(tmp_path, monkeypatch):
     folder, _ = written("Medusa", tmp_path)
     asked = []

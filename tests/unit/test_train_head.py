@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from specdec.draft_models.medusa import MedusaNetwork
 from specdec.experiments import train_head as module
+from specdec.experiments.head_batches import batch_of
 from specdec.experiments.head_block import BlockConfig
 from specdec.experiments.head_eagle3 import Eagle3Config
 from specdec.experiments.head_features import online
@@ -105,6 +106,18 @@ def test_a_killed_run_continues_as_if_it_had_not_been(config, target, samples, t
     states = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_texts_in_which_no_chain_ends_are_nothing_to_learn_from(config, target, samples):
+    """A batch of them alone would have no row at some depth, and processes would count them unequally."""
+    recipe = lesson_of(config, target, samples).recipe
+    short = Samples.of([[1, 2, 3][:2] + [5] * n for n in range(1, 6)], [1] * 5)
+    kept = short.cut(24, recipe.shortest)
+    assert min(kept.lengths) == recipe.depth + 2 and len(kept) < len(short)
+    batch = batch_of(kept, [0], online(recipe.target), torch.device("cpu"), seed=0)
+    result = recipe(batch)
+    assert result["loss"] > 0 and result["agreement"].shape == (recipe.depth,)
 
 
 def test_a_finished_run_is_left_alone(target, samples, tmp_path):
