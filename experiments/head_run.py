@@ -71,12 +71,7 @@ def train_on_responses(
     _require_known(texts, held_out, paged(models.target).num_embeddings)
     config, tokens = _settled(config, texts.cut(config.sequence_length), models.target)
     recipe = recipe_of(config, paged(models.target), tokens)
-    samples = texts.cut(config.sequence_length, recipe.shortest)
-    if not len(samples):
-        raise ValueError(
-            f"expected texts of at least {recipe.shortest} tokens to learn {recipe.depth} in a row, got none; raise "
-            "--response-length and --sequence-length, or learn fewer"
-        )
+    samples = _long_enough(texts.cut(config.sequence_length, recipe.shortest), recipe)
     features: Features = online(recipe.target)
     if files.cache_gb:
         cache = FeatureCache(folder / "features", samples, recipe.target, files.cache_gb)
@@ -127,6 +122,16 @@ def recipe_of(config: HeadConfig, target: PagedModel, draft_tokens: list[int] | 
     network = kind.network_for(target.model, config, draft_tokens).to(device=target.device, dtype=target.dtype)
     files_of(network, kind.layout, target.model.config)  # refused now, not when it has been trained
     return kind(network, FrozenTarget(target, network.feature_layers), config)
+
+
+def _long_enough(samples: Samples, recipe: Recipe) -> Samples:
+    """The texts, if there are any."""
+    if not len(samples):
+        raise ValueError(
+            f"expected texts of at least {recipe.shortest} tokens to learn {recipe.depth} in a row, got none; raise "
+            "--response-length and --sequence-length, or learn fewer"
+        )
+    return samples
 
 
 def _require_known(texts: Samples, held_out: Sequence[Opening], num_tokens: int) -> None:
