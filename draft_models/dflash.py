@@ -22,7 +22,7 @@ from specdec.types import Draft
 from .block_network import BlockNetwork, KeysValues
 from .head_layers import Attend
 from .head_network import HeadNetwork, windows_of
-from .head_runner import HeadRunner
+from .head_runner import HeadRunner, on_device
 from .marginals import Marginals, OnePass
 
 
@@ -83,14 +83,16 @@ class BlockRows(Marginals):
     def corrected(self, rows: Tensor, places: Sequence[int], tokens: Tensor) -> Tensor:  # [n, draft vocab], [n]
         """The rows with what the Markov head makes of the tokens in front of them."""
         assert self.network.markov_head is not None
-        bias: Tensor = self.network.markov_head(tokens, self._hidden[list(places)])
+        bias: Tensor = self.network.markov_head(
+            tokens, self._hidden.index_select(0, on_device(places, self._hidden.device))
+        )
         return rows + bias
 
     def confidences(self, view: RequestView, tokens: Sequence[int]) -> list[float]:
         """How likely each drafted token is to be accepted if those in front of it are; `tokens` begin with the pending
         one."""
         first, count = self._firsts[view.table], len(tokens) - 1
-        in_front = torch.tensor(tokens[:-1], device=self._hidden.device)
+        in_front = on_device(tokens[:-1], self._hidden.device)
         with self.running():
             probs: list[float] = self.network.confidences(self._hidden[first : first + count], in_front).tolist()
         return probs

@@ -22,6 +22,12 @@ class HeadRunner:
     Args:
         network: left as it is found.
         max_positions: the longest text it can be used on.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> head = HeadRunner(HeadNetwork(LlamaConfig(vocab_size=9), [0, 2]), max_positions=64)
+        >>> head.vocab_size, head.graph_report
+        (9, None)
     """
 
     def __init__(self, network: HeadNetwork, max_positions: int) -> None:
@@ -94,3 +100,14 @@ class HeadRunner:
         if self._graphs is not None:
             self._graphs.bind(cache.pool(self.pool_name), tuple([weight.data_ptr() for weight in self._weights]))
         return self._graphs
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:  # [n] int64
+    """Numbers on a device; a copy to a GPU is not waited for.
+
+    Example:
+        >>> on_device([3, 1], torch.device("cpu"))
+        tensor([3, 1])
+    """
+    made = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)

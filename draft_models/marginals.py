@@ -24,7 +24,7 @@ from specdec.types import Draft
 
 from .head_drafter import HeadDrafter
 from .head_network import HeadNetwork
-from .head_runner import HeadRunner
+from .head_runner import HeadRunner, on_device
 
 
 class Marginals(HeadRunner):
@@ -80,7 +80,7 @@ class Marginals(HeadRunner):
                 drafted = argmax(rows)
             else:
                 ends, levels = [chunk.tree.tokens[-1] for chunk in chunks], []
-                tokens = torch.tensor(ends, device=rows.device)
+                tokens = on_device(ends, rows.device)
                 for level in range(count):
                     places = range(level, len(self._rows), self.depth)
                     tokens = argmax(self._widened(self.corrected(self._rows[level :: self.depth], places, tokens)))
@@ -122,9 +122,9 @@ class Marginals(HeadRunner):
         if len(places) == 1:
             rows = self._rows.narrow(0, places[0], 1)
         else:
-            rows = self._rows.index_select(0, torch.tensor(places, dtype=torch.int64, device=self._rows.device))
+            rows = self._rows.index_select(0, on_device(places, self._rows.device))
         if self.is_corrected:
-            rows = self.corrected(rows, places, torch.tensor(tokens, device=rows.device))
+            rows = self.corrected(rows, places, on_device(tokens, rows.device))
         return self._widened(rows)
 
     def _widened(self, rows: Tensor) -> Tensor:  # [n, draft vocab] -> [n, vocab]

@@ -22,7 +22,7 @@ from specdec.kernels.ops import argmax
 
 from .head_layers import Attend
 from .head_network import HeadNetwork, attention_over, windows_of
-from .head_runner import HeadRunner
+from .head_runner import HeadRunner, on_device
 
 
 class SteppingNetwork(HeadNetwork):
@@ -77,7 +77,7 @@ class PagedHead(HeadRunner):
                 parents = [chunk.tree.parents[node] for chunk in chunks for node in range(chunk.first, len(chunk.tree))]
                 tables = [chunk.table for chunk in chunks for _ in range(chunk.num_rows)]
                 places = [self._places[table][parent] for table, parent in zip(tables, parents, strict=True)]
-                states = self._states.index_select(0, torch.tensor(places, device=self._states.device))
+                states = self._states.index_select(0, on_device(places, self._states.device))
                 logits, new = self._passed(self._continued, cache, given._replace(states=states))
             else:
                 logits, new = self._passed(self._begun, cache, given._replace(states=self._in_front(chunks)))
@@ -94,7 +94,7 @@ class PagedHead(HeadRunner):
         with self.running():
             states = self._states
             if places != list(range(len(states))):
-                states = states.index_select(0, torch.tensor(places, device=states.device))
+                states = states.index_select(0, on_device(places, states.device))
             given = _behind_row_0(step_inputs(cache, tables, rows, tokens))._replace(states=states)
             logits, self._states = self._passed(self._continued, cache, given)
         for place, (table, row) in enumerate(zip(tables, rows, strict=True)):
@@ -187,7 +187,7 @@ class PagedHead(HeadRunner):
                     kept.append(index)
             first += chunk.num_rows
         if len(kept) < len(states):
-            states = states.index_select(0, torch.tensor(kept, dtype=torch.int64, device=states.device))
+            states = states.index_select(0, on_device(kept, states.device))
         self._states = torch.cat((self._states, states)) if len(self._states) else states
 
 
