@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specdec.buckets import Forward, block_keys
 from specdec.cache import PagedKVCache
-from specdec.chunk import Chunk
+from specdec.chunk import Chunk, Inputs, Packed, new_slots
+from specdec.graphs import STATES, Output
 from specdec.kernels import ops
 from specdec.kernels.rows import PackedRows, RequestRows
 from specdec.protocols import Noise, RequestView
@@ -19,17 +21,10 @@ from specdec.tree import TokenTree
 from specdec.types import Draft
 
 from .block_network import BlockNetwork, KeysValues
-from .head_drafter import HeadRunner
 from .head_layers import Attend
-from .head_network import HeadNetwork, Vocabulary, scorings_of
+from .head_network import HeadNetwork, scorings_of
+from .head_runner import HeadRunner, on_device
 from .marginals import Marginals, OnePass
-
-
-class Context(NamedTuple):
-    """What is added to the pool in front of the blocks."""
-
-    layers: list[KeysValues]  # [rows, kv_heads, dim] of each layer
-    slots: Tensor  # [rows] int64
 
 
 class BlockRows(Marginals):
@@ -64,33 +59,31 @@ class BlockRows(Marginals):
         super().adopt(target)
         self.require_mask(self.network.shape.mask_token_id)
 
-    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
+    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [blocks, depth, draft vocab]; the pool now holds what is made of the features."""
-        context = self._context(cache, chunks)
         blocks = [chunk for chunk in chunks if chunk.num_logits]
-        if not blocks:
-            if context is not None:
-                for layer, (keys, values) in enumerate(context.layers):
-                    cache.pool(self.pool_name).write(layer, keys, values, context.slots)
-            return torch.empty(0)
         for chunk in blocks:
             cache.stage(chunk.table, self.block_size)
-        masked = [self.network.shape.mask_token_id] * (self.block_size - 1)
-        tokens = [token for chunk in blocks for token in (chunk.tree.tokens[-1], *masked)]
-        positions = [row for chunk in blocks for row in self._rows_of_block(chunk)]
-        device = self.network.device
-        embedded = vocabulary.embedded(torch.tensor(tokens, device=device))
-        attend = self._attention(cache, blocks, context)
-        hidden: Tensor = self.network(embedded, torch.tensor(positions, device=device), attend)
-        drafting = hidden.view(len(blocks), self.block_size, -1)[:, self.block_size - self.depth :]
-        self._hidden = drafting.flatten(0, 1)
-        return vocabulary.outputs(drafting)
+        context = self._context(cache, chunks)
+        if not blocks:
+            self._store(cache, context)
+            return torch.empty(0)
+        given = self._blocks(cache, blocks)
+        output = self._by_graph(cache, given, context)
+        if output is None:
+            packed = None if context is None else _packed(context, self.network.device)
+            output = self._passed(cache, _packed(given, self.network.device), packed, PackedRows(_causal(given)))
+        logits, taps = output
+        self._hidden = taps[STATES]
+        return logits[: sum(given.wanted)].view(len(blocks), self.depth, -1)
 
     def corrected(self, rows: Tensor, places: Sequence[int], tokens: Tensor) -> Tensor:  # [n, draft vocab], [n]
         """The rows with what the Markov head makes of the tokens in front of them."""
         assert self.network.markov_head is not None
-        hidden = self._hidden[list(places)]
-        bias: Tensor = self.network.markov_head(tokens.to(hidden.device), hidden)
+        markov, hidden = self.network.markov_head, self._hidden
+        if markov.gate_proj is not None:
+            hidden = hidden.index_select(0, on_device(places, hidden.device))
+        bias: Tensor = markov(tokens.to(hidden.device), hidden)
         surplus = rows.shape[-1] - bias.shape[-1]  # a language model head that is the target's may be of another width
         return rows + (pad(bias, (0, surplus)) if surplus else bias).to(rows.device)
 
@@ -98,55 +91,103 @@ class BlockRows(Marginals):
         """How likely each drafted token is to be accepted if those in front of it are; `tokens` begin with the pending
         one."""
         first, count = self._firsts[view.table], len(tokens) - 1
-        in_front = torch.tensor(tokens[:-1], device=self._hidden.device)
+        in_front = on_device(tokens[:-1], self._hidden.device)
         with self.running():
             probs: list[float] = self.network.confidences(self._hidden[first : first + count], in_front).tolist()
         return probs
 
-    def _rows_of_block(self, chunk: Chunk) -> range:
-        return range(chunk.table.length, chunk.table.length + self.block_size)
-
-    def _context(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Context | None:
-        """Of the committed rows of these chunks, that is all but the pending one."""
-        features, slots = [], []
-        positions: list[int] = []
+    def _context(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Inputs | None:
+        """The committed rows of these chunks, that is all but the pending one, and their features."""
+        requests, features = [], []
         for chunk in chunks:
-            stop = chunk.start + len(chunk.tree) - chunk.num_logits
-            if stop > chunk.start:
-                features.append(self.features[chunk.table].rows(chunk.start, stop))
-                slots.append(cache.slots(chunk.table, chunk.start, stop))
-                positions += range(chunk.start, stop)
-        if not features:
+            table, start, stop = chunk.table, chunk.start, chunk.start + len(chunk.tree) - chunk.num_logits
+            if stop > start:
+                first_slot = cache.contiguous_start(table, stop)
+                slots = None if first_slot is not None else cache.slots(table, 0, stop)
+                requests.append(RequestRows(start, stop - start, 0, None, None, first_slot, slots, cache.page_size))
+                features.append(self.features[table].rows(start, stop))
+        if not requests:
             return None
-        device = self.network.device
-        rows = torch.cat(features).to(device=device, dtype=self.network.dtype)
-        layers = self.network.context(rows, torch.tensor(positions, device=device))
-        return Context(layers, torch.cat(slots).to(device))
+        positions = [position for request in requests for position in request.positions()]
+        rows = torch.cat(features).to(device=self.network.device, dtype=self.network.dtype)
+        return Inputs(requests, [0] * len(positions), positions, [0] * len(requests), rows)
 
-    def _attention(self, cache: PagedKVCache, blocks: Sequence[Chunk], context: Context | None) -> Attend:
-        """Stores keys and values of the context and of the blocks, whose rows see all of them."""
-        pool, size = cache.pool(self.pool_name), self.block_size
-        places, requests = [] if context is None else [context.slots], []
+    def _blocks(self, cache: PagedKVCache, blocks: Sequence[Chunk]) -> Inputs:
+        """The rows of the blocks, each of which begins with its pending token."""
+        size, requests, tokens = self.block_size, [], []
+        tree = list(range(-1, size - 1)), list(range(size))
         for chunk in blocks:
-            table, start, stop = chunk.table, chunk.table.length, chunk.table.length + size
-            places.append(cache.slots(table, start, stop).to(self.network.device))
-            first_slot = cache.contiguous_start(table, stop)
-            slots = None if first_slot is not None else cache.slots(table, 0, stop)
-            tree = list(range(-1, size - 1)), list(range(size))
+            table, start = chunk.table, chunk.table.length
+            first_slot = cache.contiguous_start(table, start + size)
+            slots = None if first_slot is not None else cache.slots(table, 0, start + size)
             requests.append(RequestRows(start, size, 0, *tree, first_slot, slots, cache.page_size, is_mutual=True))
-        new = torch.cat(places)
-        mutual = PackedRows(requests)
-        causal = PackedRows([request._replace(parents=None, depths=None, is_mutual=False) for request in requests])
+            tokens += [chunk.tree.tokens[-1], *[self.network.shape.mask_token_id] * (size - 1)]
+        positions = [position for request in requests for position in request.positions()]
+        return Inputs(requests, tokens, positions, [self.depth] * len(requests))
+
+    def _by_graph(self, cache: PagedKVCache, blocks: Inputs, context: Inputs | None) -> Output | None:
+        graphs = self._graphs_over(cache)
+        if graphs is None or context is None:
+            return None
+        keys, given = block_keys(blocks, context, self.block_size), [blocks, context]
+        if keys is not None and self.network.shape.causal_layers:
+            keys, given = [*keys, keys[0]], [*given, blocks._replace(requests=_causal(blocks))]
+
+        def run(block: Forward, in_front: Forward, causal: Forward | None = None) -> Output:
+            return self._passed(cache, block.packed, in_front.packed, (causal or block).rows)
+
+        return graphs.replayed("block", keys, run, given)
+
+    def _passed(self, cache: PagedKVCache, block: Packed, context: Packed | None, causal: PackedRows) -> Output:
+        """Logits of the rows that draft, [blocks * depth, draft vocab], and what was made into them."""
+        attend = self._attention(cache, block, context, causal)
+        hidden: Tensor = self.network(self.vocabulary.embedded(block.tokens[0]), block.positions[0], attend)
+        drafting = hidden.view(-1, self.block_size, hidden.shape[-1])[:, self.block_size - self.depth :].flatten(0, 1)
+        return self.vocabulary.outputs(drafting), {STATES: drafting}
+
+    def _attention(self, cache: PagedKVCache, block: Packed, context: Packed | None, causal: PackedRows) -> Attend:
+        """Stores keys and values of the context and of the blocks, whose rows see all of them."""
+        pool, made = cache.pool(self.pool_name), self._made_of(context)
+        assert block.slots is not None
+        slots = block.slots
+        if context is not None and context.slots is not None:
+            slots = torch.cat((context.slots, slots))
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:  # [rows, heads, dim] all
-            if context is not None:
-                keys, values = (torch.cat(pair) for pair in zip(context.layers[layer], (keys, values), strict=True))
-            pool.write(layer, keys, values, new)
+            if made:
+                keys, values = (torch.cat(pair) for pair in zip(made[layer], (keys, values), strict=True))
+            pool.write(layer, keys, values, slots)
             stored, query = pool.stored(layer), queries.transpose(0, 1)[None]
-            rows, scoring = causal if layer in self.network.shape.causal_layers else mutual, self._scorings[layer]
+            rows, scoring = causal if layer in self.network.shape.causal_layers else block.rows, self._scorings[layer]
             return ops.tree_attention(query, stored.keys, stored.values, rows, scoring, None, stored.scales)[0]
 
         return attend
+
+    def _store(self, cache: PagedKVCache, context: Inputs | None) -> None:
+        """Adds rows in front of a block to the pool."""
+        if context is None:
+            return
+        packed = _packed(context, self.network.device)
+        assert packed.slots is not None
+        for layer, (keys, values) in enumerate(self._made_of(packed)):
+            cache.pool(self.pool_name).write(layer, keys, values, packed.slots)
+
+    def _made_of(self, context: Packed | None) -> list[KeysValues]:  # [rows, kv_heads, dim] of each layer
+        if context is None or context.states is None:
+            return []
+        return self.network.context(context.states, context.positions[0])
+
+
+def _packed(given: Inputs, device: torch.device) -> Packed:
+    """The rows one after the other, with the slots that they are stored in."""
+    tokens, positions = (torch.tensor([numbers], device=device) for numbers in (given.tokens, given.positions))
+    slots = new_slots(given.requests).to(device)
+    return Packed(tokens, positions, PackedRows(given.requests), None, slots, 0, len(given.tokens), given.states)
+
+
+def _causal(blocks: Inputs) -> list[RequestRows]:
+    """The same rows in layers in which none sees those behind it."""
+    return [request._replace(parents=None, depths=None, is_mutual=False) for request in blocks.requests]
 
 
 class DFlash(OnePass):

@@ -11,9 +11,10 @@ from specdec.features import LAST
 from specdec.protocols import Noise, RequestView
 from specdec.types import Draft
 
-from .head_drafter import HeadDrafter, HeadRunner
+from .head_drafter import HeadDrafter
 from .head_layers import Attend, HeadLayer, Rotary
 from .head_network import HeadNetwork
+from .head_runner import HeadRunner
 from .paged_head import PagedHead, SteppingNetwork
 
 

@@ -1,30 +1,17 @@
 """Drafting with a head that was trained for the target and reads its features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from specdec.cache import PageTable
-from specdec.features import FeatureRows
 from specdec.protocols import Noise, RequestView
 from specdec.rollout import DraftNetwork
 from specdec.target import PagedModel
 from specdec.types import Draft
 
 from .head_network import HeadNetwork
+from .head_runner import HeadRunner
 from .token_drafter import TokenDrafter
-
-
-class HeadRunner(DraftNetwork, Protocol):
-    """A head over pages."""
-
-    def adopt(self, target: PagedModel) -> None:
-        """Drafts for this target from now on, in its vocabulary."""
-        ...
-
-    def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
-        """What is known of the committed rows, until the next call."""
-        ...
 
 
 @dataclass(eq=False, repr=False)

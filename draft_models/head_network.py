@@ -107,6 +107,22 @@ class Vocabulary:
                     f"{int(self._known[-1])}; take the head that was trained for this target"
                 )
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of embedding and language model head."""
+        modules: tuple[Any, Any] = self._embedding, self._lm_head
+        return [module.weight for module in modules]
+
+    def is_same(self, other: "Vocabulary") -> bool:
+        """Whether the other one serves as well."""
+        known, others = self._known, other._known
+        if known is None or others is None:
+            is_known = known is others
+        else:
+            is_known = known.device == others.device and torch.equal(known, others)
+        mine, theirs = ((each.size, each._embedding, each._lm_head) for each in (self, other))
+        return is_known and mine == theirs
+
     def embedded(self, tokens: Tensor) -> Tensor:  # [rows] -> [rows, hidden]
         """The tokens as the network reads them."""
         embedded: Tensor = self._embedding(tokens)

@@ -7,7 +7,6 @@ largest products of probabilities.
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,19 +17,18 @@ from specdec.chunk import Chunk, Scores
 from specdec.features import FeatureRows
 from specdec.growth import best_choices, parents_of
 from specdec.kernels.ops import argmax
-from specdec.pool import pool_name
 from specdec.protocols import Noise, RequestView
 from specdec.rollout import catch_up
-from specdec.target import PagedModel
 from specdec.tree import TokenTree
 from specdec.types import Draft
 
 from .head_drafter import HeadDrafter
-from .head_network import HeadNetwork, Vocabulary
+from .head_network import HeadNetwork
+from .head_runner import HeadRunner, on_device
 
 
-class Marginals:
-    """Runs a network once per draft, and then looks its rows up; to whoever drafts with it, it is a `PagedModel`.
+class Marginals(HeadRunner):
+    """Runs a network once per draft, and then looks its rows up.
 
     Args:
         network: left as it is found.
@@ -39,22 +37,10 @@ class Marginals:
     """
 
     def __init__(self, network: HeadNetwork, depth: int, max_positions: int) -> None:
-        self.network, self.depth, self.max_positions = network, depth, max_positions
-        self.pool_name = pool_name("head", network)
-        self.vocab_size = self.num_embeddings = network.config.vocab_size
-        self.vocabulary: Vocabulary | None = None
-        self.features: Mapping[PageTable, FeatureRows] = {}
+        super().__init__(network, max_positions)
+        self.depth = depth
         self._rows = torch.empty(0)  # [requests * depth, draft vocab]
         self._firsts: dict[PageTable, int] = {}  # the row that follows the pending token
-
-    def adopt(self, target: PagedModel) -> None:
-        """Drafts for this target from now on.
-
-        Raises:
-            ValueError: it was made for another one.
-        """
-        self.vocabulary = Vocabulary(self.network, target)
-        self.vocab_size, self.num_embeddings = self.vocabulary.size, self.vocabulary.num_embeddings
 
     def require_mask(self, token: int) -> None:
         """Of a network that reads a mask token where it drafts.
@@ -70,11 +56,8 @@ class Marginals:
 
     def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
         """What is known of the committed rows, until the next call."""
-        self.features, self._firsts = features, {}
-
-    def running(self) -> AbstractContextManager[None]:
-        """Around several calls of `score` and `step` it saves time; their logits are then for reading only."""
-        return nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode()
+        super().read(features)
+        self._firsts = {}
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
         """Logits after the wanted nodes; the network is run where a chunk ends with the pending token."""
@@ -111,7 +94,7 @@ class Marginals:
                 drafted = argmax(rows)
             else:
                 ends, levels = [chunk.tree.tokens[-1] for chunk in chunks], []
-                tokens = torch.tensor(ends, device=rows.device)
+                tokens = on_device(ends, rows.device)
                 for level in range(count):
                     places = range(level, len(self._rows), self.depth)
                     tokens = argmax(self._widened(self.corrected(self._rows[level :: self.depth], places, tokens)))
@@ -125,16 +108,15 @@ class Marginals:
         ends in front of it is a piece of what the pool has missed."""
         ending = [chunk for chunk in chunks if chunk.num_logits]
         self._firsts = {chunk.table: index * self.depth for index, chunk in enumerate(ending)}
-        if self.vocabulary is None:
-            raise ValueError("expected a head that knows its target, got one without; call check(target) first")
-        rows = self.rows_after(cache, chunks, self.vocabulary)
+        rows = self.rows_after(cache, chunks)
         if ending:
             self._rows = rows.flatten(0, 1)
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
 
-    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
-        """Logits [requests, depth, draft vocab] of the requests whose chunk ends with the pending token."""
+    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits [requests, depth, draft vocab] of the requests whose chunk ends with the pending token; with graphs
+        they are good until the next pass."""
         raise NotImplementedError
 
     @property
@@ -154,13 +136,12 @@ class Marginals:
         if len(places) == 1:
             rows = self._rows.narrow(0, places[0], 1)
         else:
-            rows = self._rows.index_select(0, torch.tensor(places, dtype=torch.int64, device=self._rows.device))
+            rows = self._rows.index_select(0, on_device(places, self._rows.device))
         if self.is_corrected:
-            rows = self.corrected(rows, places, torch.tensor(tokens, device=rows.device))
+            rows = self.corrected(rows, places, on_device(tokens, rows.device))
         return self._widened(rows)
 
     def _widened(self, rows: Tensor) -> Tensor:  # [n, draft vocab] -> [n, vocab]
-        assert self.vocabulary is not None
         return self.vocabulary.widened(rows)
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from specdec.cache import PagedKVCache
-from specdec.chunk import Chunk
+from specdec.chunk import Chunk, Inputs
 from specdec.features import LAST
+from specdec.kernels.rows import RequestRows
 
-from .head_drafter import HeadRunner
-from .head_network import HeadNetwork, Vocabulary
+from .head_network import HeadNetwork
+from .head_runner import HeadRunner
 from .marginals import Marginals, OnePass
 
 
@@ -76,14 +77,27 @@ class MedusaRows(Marginals):
 
     network: MedusaNetwork
 
-    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
+    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [requests, heads, vocab]."""
         tables = [chunk.table for chunk in chunks if chunk.num_logits]
         if not tables:
             return torch.empty(0)
         features = torch.cat([self.features[table].rows(table.length - 1, table.length) for table in tables])
-        rows: Tensor = self.network(features.to(device=self.network.device, dtype=self.network.dtype), self.depth)
-        return rows if self.network.has_outputs else vocabulary.outputs(rows)
+        features = features.to(device=self.network.device, dtype=self.network.dtype)
+        output = None
+        if (graphs := self._graphs_over(cache)) is not None:
+            output = graphs.run(lambda packed: (self._heads(packed.states), {}), _alone(features), "heads")
+        return self._heads(features) if output is None else output[0]
+
+    def _heads(self, features: Tensor | None) -> Tensor:  # [rows, hidden] -> [rows, heads, vocab]
+        rows: Tensor = self.network(features, self.depth)
+        return rows if self.network.has_outputs else self.vocabulary.outputs(rows)
+
+
+def _alone(features: Tensor) -> Inputs:
+    """Rows that have nothing but features, one per request; they are not stored, and see no others."""
+    count = len(features)
+    return Inputs([RequestRows(0, 1, 0, None, None, 0, None)] * count, [0] * count, [0] * count, [1] * count, features)
 
 
 class Medusa(OnePass):

@@ -8,22 +8,22 @@ So a row is a function of the tokens up to it, as the rows of every pool have to
 of drafted tokens hang on the head's own states: they are made again once the target has run those tokens.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from specdec.cache import PagedKVCache, PageTable
-from specdec.chunk import Chunk, Inputs, Packer, Scores, inputs_of, step_inputs
+from specdec.chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_ahead, inputs_of, step_inputs
 from specdec.features import FeatureRows
+from specdec.graphs import STATES, Output
 from specdec.kernels.ops import argmax
 from specdec.kernels.rows import Scoring
-from specdec.pool import pool_name
-from specdec.target import PagedModel
 
 from .head_layers import Attend
 from .head_network import HeadNetwork, Vocabulary, attention_over, scorings_of
+from .head_runner import HeadRunner, on_device
 
 
 class SteppingNetwork(HeadNetwork):
@@ -51,12 +51,12 @@ class SteppingNetwork(HeadNetwork):
         raise NotImplementedError
 
 
-class HeadRows:
-    """Runs a stepping network on rows of its pool.
+class Rows:
+    """Rows of a stepping network over its pool.
 
     Args:
         network: left as it is found.
-        pool: name of the pool.
+        pool: the name of the pool.
     """
 
     def __init__(self, network: SteppingNetwork, pool: str) -> None:
@@ -64,78 +64,58 @@ class HeadRows:
         self._scorings = network.scorings
         self._packer = Packer(network.device)
 
-    def run(
-        self, cache: PagedKVCache, given: Inputs, states: Tensor, vocabulary: Vocabulary, tokens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """States [rows, hidden], and what is to be read of the rows wanted, [wanted, hidden].
-
-        Args:
-            states: [rows, hidden] of the rows in front of these.
-            tokens: [rows] if they are on the device already.
-        """
+    def packed(self, given: Inputs) -> Packed:
+        """The rows one after the other, on the network's device."""
         if self._packer.device != self._network.device:  # it was moved
             self._packer = Packer(self._network.device)
-        packed = self._packer.pack(_behind_row_0(given))
+        return self._packer.pack(given)
+
+    def run(self, cache: PagedKVCache, packed: Packed, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+        """States [rows, hidden], and what the language model head reads of the rows wanted, [wanted, hidden]."""
+        states = packed.states
+        assert states is not None
         attend = attention_over(cache, self._pool, packed, self._scorings)
-        embedded = vocabulary.embedded(packed.tokens[0] if tokens is None else tokens)
-        states, read = self._network(embedded, states, packed.positions[0], attend)
+        states, read = self._network(vocabulary.embedded(packed.tokens[0]), states, packed.positions[0], attend)
         if not packed.num_logits:
             return states, read[:0]
         return states, read.index_select(0, packed.keep) if isinstance(packed.keep, Tensor) else read
 
-    def fused(self, features: list[Tensor]) -> Tensor:  # [rows, layers * size] each -> [rows, hidden]
-        """All of them one after the other as states."""
-        parts = [part.to(device=self._network.device, dtype=self._network.dtype) for part in features]
-        return self._network.fused(parts[0] if len(parts) == 1 else torch.cat(parts))
 
-
-class PagedHead:
-    """Runs a stepping network; to whoever drafts with it, it is what a `PagedModel` is.
+class PagedHead(HeadRunner):
+    """Runs a stepping network.
 
     Args:
         network: left as it is found.
     """
 
+    network: SteppingNetwork
+
     def __init__(self, network: SteppingNetwork) -> None:
-        self.network, self.pool_name = network, pool_name("head", network)
-        self.max_positions: int = network.config.max_position_embeddings
-        self.vocab_size = self.num_embeddings = network.config.vocab_size
-        self._rows = HeadRows(network, self.pool_name)
-        self._vocabulary: Vocabulary | None = None
-        self._features: Mapping[PageTable, FeatureRows] = {}
+        super().__init__(network, network.config.max_position_embeddings)
+        self._rows = Rows(network, self.pool_name)
         self._states = torch.empty(0)  # [n, hidden], of rows that were run since the last commit
         self._places: dict[PageTable, list[int]] = {}  # staged row, counted from the pending token's -> state
 
-    def adopt(self, target: PagedModel) -> None:
-        """Drafts for this target from now on.
-
-        Raises:
-            ValueError: it was made for another one.
-        """
-        self._vocabulary = Vocabulary(self.network, target)
-        self.vocab_size, self.num_embeddings = self._vocabulary.size, self._vocabulary.num_embeddings
-
     def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
         """What is known of the committed rows, until the next call."""
-        self._features = features
+        super().read(features)
         self._states, self._places = torch.empty(0), {}
 
-    def running(self) -> AbstractContextManager[None]:
-        """Around several calls of `score` and `step` it saves time; their logits are then for reading only."""
-        return nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode()
-
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
-        """Logits after the wanted nodes. Their rows must be staged; afterwards the pool holds them."""
-        given = inputs_of(cache, chunks)
+        """Logits after the wanted nodes. Their rows must be staged; afterwards the pool holds them.
+
+        With graphs they are good until the next pass.
+        """
+        given = behind_row_0(inputs_of(cache, chunks))
         with self.running():
             if chunks[0].first:
                 parents = [chunk.tree.parents[node] for chunk in chunks for node in range(chunk.first, len(chunk.tree))]
                 tables = [chunk.table for chunk in chunks for _ in range(chunk.num_rows)]
                 places = [self._places[table][parent] for table, parent in zip(tables, parents, strict=True)]
-                states = self._states.index_select(0, torch.tensor(places, device=self._states.device))
+                states = self._states.index_select(0, on_device(places, self._states.device))
+                logits, new = self._passed(self._continued, cache, given._replace(states=states))
             else:
-                states = self._rows.fused([self._in_front(chunk) for chunk in chunks])
-            new, logits = self._run(cache, given, states)
+                logits, new = self._passed(self._begun, cache, given._replace(states=self._in_front(chunks)))
             self._remember(chunks, new)
         for chunk in chunks:
             chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
@@ -149,8 +129,9 @@ class PagedHead:
         with self.running():
             states = self._states
             if places != list(range(len(states))):
-                states = states.index_select(0, torch.tensor(places, device=states.device))
-            self._states, logits = self._run(cache, step_inputs(cache, tables, rows, tokens), states)
+                states = states.index_select(0, on_device(places, states.device))
+            given = behind_row_0(step_inputs(cache, tables, rows, tokens))._replace(states=states)
+            logits, self._states = self._passed(self._continued, cache, given)
         for place, (table, row) in enumerate(zip(tables, rows, strict=True)):
             self._places[table].append(place)
             table.filled[self.pool_name] = row + 1
@@ -160,29 +141,62 @@ class PagedHead:
         """The `count` likeliest tokens behind each chunk, whose rows are staged; the host waits for them once."""
         tables = [chunk.table for chunk in chunks]
         with self.running():
+            captured = self._chain_by_graph(cache, chunks, count)
+            if captured is not None:
+                return captured
             drafted = [argmax(self.score(cache, chunks).logits)]
             for level in range(1, count):
                 given = step_inputs(cache, tables, [table.length + level for table in tables], [0] * len(tables))
+                packed = self._rows.packed(behind_row_0(given)._replace(states=self._states))
                 tokens = drafted[-1].clamp(max=self.num_embeddings - 1)
-                self._states, logits = self._run(cache, given, self._states, tokens)
+                logits, taps = self._continued(cache, packed._replace(tokens=tokens[None]))
+                self._states = taps[STATES]
                 drafted.append(argmax(logits))
             listed: list[list[int]] = torch.stack(drafted, 1).tolist()
         return listed
 
-    def _in_front(self, chunk: Chunk) -> Tensor:  # [rows, layers * size]
-        """The features of the rows in front of a chunk's, which are committed."""
-        return self._features[chunk.table].rows(chunk.start - 1, chunk.start - 1 + len(chunk.tree))
+    def _chain_by_graph(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
+        graphs = self._graphs_over(cache)
+        if graphs is None:
+            return None
+        features = self._in_front(chunks)
+        given = behind_row_0(inputs_of(cache, chunks))._replace(states=features)
+        size = self.network.config.hidden_size
+        ahead = behind_row_0(inputs_ahead(cache, chunks, count - 1))._replace(states=features.new_empty(0, size))
+        runs = partial(self._begun, cache), partial(self._continued, cache)
+        drafted = graphs.chain(runs, given, ahead, count, self.num_embeddings - 1)
+        if drafted is not None:
+            for chunk in chunks:
+                chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree)
+        return drafted
 
-    def _run(
-        self, cache: PagedKVCache, given: Inputs, states: Tensor, tokens: Tensor | None = None
+    def _in_front(self, chunks: Sequence[Chunk]) -> Tensor:  # [rows, layers * size]
+        """The features of the rows in front of those of the chunks, which are committed."""
+        found = []
+        for chunk in chunks:
+            found.append(self.features[chunk.table].rows(chunk.start - 1, chunk.start - 1 + len(chunk.tree)))
+        rows = found[0] if len(found) == 1 else torch.cat(found)
+        return rows.to(device=self.network.device, dtype=self.network.dtype)
+
+    def _passed(
+        self, run: Callable[[PagedKVCache, Packed], Output], cache: PagedKVCache, given: Inputs
     ) -> tuple[Tensor, Tensor]:
-        """States [rows, hidden], and logits [rows wanted, vocab]; `tokens` [rows] if they are on the device already."""
-        if self._vocabulary is None:
-            raise ValueError("expected a head that knows its target, got one without; call check(target) first")
-        states, read = self._rows.run(cache, given, states, self._vocabulary, tokens)
-        if not len(read):
-            return states, read.new_empty(0, self.vocab_size)
-        return states, self._vocabulary.logits(read)
+        """Logits [rows wanted, vocab], and states [rows, hidden]; by a graph if there is one."""
+        graphs = self._graphs_over(cache)
+        output = None if graphs is None else graphs.run(partial(run, cache), given, run.__name__)
+        logits, taps = run(cache, self._rows.packed(given)) if output is None else output
+        return logits, taps[STATES]
+
+    def _begun(self, cache: PagedKVCache, packed: Packed) -> Output:
+        """A pass over rows behind committed ones, whose features are in place of states."""
+        assert packed.states is not None
+        return self._continued(cache, packed._replace(states=self.network.fused(packed.states)))
+
+    def _continued(self, cache: PagedKVCache, packed: Packed) -> Output:
+        """A pass over rows behind those of the states."""
+        states, read = self._rows.run(cache, packed, self.vocabulary)
+        logits = self.vocabulary.logits(read) if packed.num_logits else read.new_empty(0, self.vocab_size)
+        return logits, {STATES: states}
 
     def _remember(self, chunks: Sequence[Chunk], states: Tensor) -> None:  # [rows, hidden]
         """Keeps the states of staged rows: what is drafted below them reads them."""
@@ -197,19 +211,16 @@ class PagedHead:
                     kept.append(index)
             first += chunk.num_rows
         if len(kept) < len(states):
-            states = states.index_select(0, torch.tensor(kept, dtype=torch.int64, device=states.device))
+            states = states.index_select(0, on_device(kept, states.device))
         self._states = torch.cat((self._states, states)) if len(self._states) else states
 
 
-def _behind_row_0(given: Inputs) -> Inputs:
+def behind_row_0(given: Inputs) -> Inputs:
     """The rows as they would be if row 1 were the first one: in the same slots, seeing all but row 0."""
     requests = [
-        request._replace(
-            start=request.start - 1,
-            first_slot=None if request.first_slot is None else request.first_slot + 1,
-            slots=None if request.slots is None else request.slots[1:],
-            page_size=1,
-        )
+        request._replace(start=request.start - 1, first_slot=(request.first_slot or 0) + 1)
+        if request.slots is None
+        else request._replace(start=request.start - 1, slots=request.slots[1:], page_size=1)
         for request in given.requests
     ]
     return given._replace(requests=requests, positions=[position - 1 for position in given.positions])

@@ -23,10 +23,9 @@ from specdec.tree import TokenTree
 
 from .eagle import Eagle
 from .eagle3 import Eagle3Network, Norms
-from .head_drafter import HeadRunner
-from .head_network import Vocabulary
+from .head_runner import HeadRunner
 from .marginals import Marginals, OnePass
-from .paged_head import HeadRows
+from .paged_head import Rows, behind_row_0
 
 
 class PEagleNetwork(Eagle3Network):
@@ -74,7 +73,7 @@ class MaskedRows(Marginals):
 
     def __init__(self, network: PEagleNetwork) -> None:
         super().__init__(network, sys.maxsize, network.config.max_position_embeddings)
-        self._runs = HeadRows(network, self.pool_name)
+        self._pass = Rows(network, self.pool_name)
 
     def adopt(self, target: PagedModel) -> None:
         """Drafts for this target from now on.
@@ -85,26 +84,25 @@ class MaskedRows(Marginals):
         super().adopt(target)
         self.require_mask(self.network.mask_token_id)
 
-    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk], vocabulary: Vocabulary) -> Tensor:
+    def rows_after(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Tensor:
         """Logits [requests, depth, draft vocab]; of rows that are not for this pass only the pool is then complete."""
-        masks = [self.network.mask_token_id] * (self.depth - 1)
-        features: list[Tensor] = [self.network.mask_hidden[0]]
-        places: list[int] = []
-        whole, count = [], 1  # state 0 is that of masks
+        network = self.network
+        masks = [network.mask_token_id] * (self.depth - 1)
+        features: list[Tensor] = []
+        whole = []
         for chunk in chunks:
             start, tree = chunk.start, chunk.tree
-            features.append(self.features[chunk.table].rows(start - 1, start - 1 + len(tree)))
-            places += range(count, count + len(tree))
-            count += len(tree)
+            known = self.features[chunk.table].rows(start - 1, start - 1 + len(tree))
+            features.append(known.to(device=network.device, dtype=network.dtype))
             if chunk.num_logits:
                 cache.stage(chunk.table, self.depth)
-                places += [0] * len(masks)
+                features.append(network.mask_hidden[0].expand(len(masks), -1))
                 tree = TokenTree.chain([*tree.tokens, *masks])
             whole.append(Chunk(chunk.table, start, tree, num_logits=self.depth if chunk.num_logits else 0))
-        fused = self._runs.fused(features)
-        states = fused.index_select(0, torch.tensor(places, device=fused.device))
-        _, read = self._runs.run(cache, inputs_of(cache, whole), states, vocabulary)
-        return vocabulary.outputs(read).unflatten(0, (-1, self.depth)) if len(read) else read
+        given = behind_row_0(inputs_of(cache, whole))
+        states = network.fused(torch.cat(features))
+        _, read = self._pass.run(cache, self._pass.packed(given._replace(states=states)), self.vocabulary)
+        return self.vocabulary.outputs(read).unflatten(0, (-1, self.depth)) if len(read) else read
 
 
 class PEagle(Eagle, OnePass):

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from specdec.cache import PagedKVCache
 from specdec.chains import Chain, SampleMethod, grow_chains
+from specdec.graphs import GraphReport
 from specdec.growth import BestFirst, Drawn, Ranked, parents_of, static_shape
 from specdec.protocols import DrafterNeeds, Noise, RequestView
 from specdec.rollout import DraftNetwork, Rollout, catch_up, running
@@ -75,6 +76,11 @@ class TokenDrafter:
         self._threshold = self.confidence_threshold or 0.0
         self._shapes = [self._shape(depth) for depth in range(self._max_depth + 1)] if self._is_tree else []
         self.needs = DrafterNeeds(tree=self._is_tree, sampled=self.draft_sample_method == "probabilistic")
+
+    @property
+    def graph_report(self) -> GraphReport | None:
+        """What capturing the network's passes has cost and saved; None without graphs."""
+        return self._model.graph_report
 
     def _runner(self, model: Any) -> DraftNetwork:
         """The network over pages."""

@@ -1,8 +1,8 @@
 """Whole models of real shapes, random weights: `python -m specdec.experiments.system_bench --help`.
 
-Plain decoding against transformers, what wider passes and commits cost, and what speculation with replayed drafts gains
-against what it should. What belongs together is measured in turns and written at once, and a run that was cut short
-goes on where it stopped.
+Plain decoding against transformers, what wider passes and commits cost, what speculation with replayed drafts gains
+against what it should, and how much of a round heads draft for. What belongs together is measured in turns and written
+at once, and a run that was cut short goes on where it stopped.
 """
 
 import gc
@@ -21,6 +21,7 @@ from rich.progress import Progress
 from .bench_results import BenchResults, Row, print_figures, progress_on
 from .results_file import check_writable
 from .shapes import SHAPES, TINY
+from .system_bench_heads import HEADS, head_rows
 from .system_bench_passes import commit_rows, score_rows
 from .system_bench_subject import DRY, MODES, REAL, Sizes, Subject, absent
 from .system_bench_texts import compiled_rows, decoding_rows, replay_rows, static_rows
@@ -45,6 +46,9 @@ DEFINITIONS = {
     "expected_tokens": "E if drafted tokens are accepted independently, (1 - a^(length + 1)) / (1 - a)",
     "shares": "of the rounds behind the prompt's, by the host's clock: what the device does is waited for where its "
     "result is read, in score or rule",
+    "draft_share": "of heads: drafting, of the rounds behind the prompt's, by the host's clock; a draft is waited for "
+    "before the target's pass begins",
+    "floor_share": "of heads: the head's part of the weights that a round must read, a chain's once per token",
     "same_text": "whether all repeats gave the tokens of plain decoding",
 }
 
@@ -79,6 +83,7 @@ def units(sizes: Sizes) -> list[Unit]:
         *(Unit(f"passes, batch {batch}", partial(score_rows, batch=batch)) for batch in sizes.batches),
         *(Unit(f"commit, batch {batch}", partial(commit_rows, batch=batch)) for batch in sizes.batches),
         *(Unit(f"replay {a} x {k}", partial(replay_rows, acceptance=a, length=k)) for a, k in replays),
+        *(Unit(f"head {name}", partial(head_rows, name=name)) for name in HEADS),
         Unit("static cache", static_rows),
         Unit("torch.compile", compiled_rows),
     ]

@@ -177,11 +177,12 @@ def _plain_rows(subject: Subject, ways: Mapping[str, Way]) -> list[Row]:
             rows.append({"name": name, "failed": failures[name]})
         else:
             gaps = [1e3 * (late - early) for text in found for early, late in pairwise(text.times)]
-            rows.append({**_token_row(subject, name, found, said), "ms_between": statistics.median(gaps)})
+            rows.append({**token_row(subject, name, found, said), "ms_between": statistics.median(gaps)})
     return rows
 
 
-def _token_row(subject: Subject, name: str, texts: list[Text], said: list[int]) -> Row:
+def token_row(subject: Subject, name: str, texts: list[Text], said: list[int]) -> Row:
+    """What texts of one way come to."""
     times = [text.ms_per_token for text in texts]
     ms = statistics.median(times)
     return {
@@ -206,7 +207,7 @@ def replay_rows(subject: Subject, acceptance: float, length: int) -> list[Row]:
     said = plain(prompt).tokens
     drafter = Replay([said], acceptance, length)
     texts, _ = interleaved({"plain": plain, "replay": ours(target, num_tokens, drafter)}, prompt, subject.sizes.repeats)
-    rows = [_token_row(subject, name, found, said) for name, found in texts.items()]
+    rows = [token_row(subject, name, found, said) for name, found in texts.items()]
     found = texts["replay"]
     kept = found[median_index([text.ms_per_token for text in found])]
     t_one, t_wide = chain_ms(subject, [1, length + 1])

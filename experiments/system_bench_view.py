@@ -6,10 +6,12 @@ from typing import Any
 from rich.table import Table
 
 from .shapes import SHAPES
+from .system_bench_heads import HEADS
 
 Row = Mapping[str, Any]
 LARGE = ("llama-3.1-8b", "qwen3-8b")
 CAPTURED = "specdec captured"
+DRAFT_GOALS = {"eagle3": "<= 0.12", "dflash": "<= 0.08"}
 GOALS = {
     "captured plain decoding over transformers, 8B shapes, smallest": ">= 4",
     "captured plain decoding, share of the weight-read floor, 8B shapes, smallest": ">= 0.80",
@@ -22,6 +24,10 @@ GOALS = {
     "largest T(64) / T(1)": None,
     "replay, share of staging and commit in rounds by the host's clock, largest": None,
     "gain of torch.compile, smallest": None,
+    **{
+        f"drafting, share of a round, {name}, 8B shapes, largest": DRAFT_GOALS[head.method]
+        for name, head in HEADS.items()
+    },
 }
 
 
@@ -69,11 +75,13 @@ def figures(rows: Sequence[Row]) -> list[dict[str, Any]]:
         max(of("ratio", wide(64)), default=None),
         max((row["shares"]["cache"] for row in rows if captured("replay")(row)), default=None),
         min((1 / ratio for ratio in over("specdec compiled")), default=None),
+        *(max(of("draft_share", _of_large(captured(f"head {name}"))), default=None) for name in HEADS),
     ]
-    return [
-        {"figure": name, "value": value, "goal": goal}
-        for (name, goal), value in zip(GOALS.items(), values, strict=True)
-    ]
+    return [{"figure": name, "value": value, "goal": GOALS[name]} for name, value in zip(GOALS, values, strict=True)]
+
+
+def _of_large(wanted: Callable[[Row], bool]) -> Callable[[Row], bool]:
+    return lambda row: row["shape"] in LARGE and wanted(row)
 
 
 def table(found: Mapping[str, Any]) -> Table:
@@ -105,6 +113,8 @@ def _meaning(row: Row) -> str:
     if row["name"] == "replay":
         expected = f"{row['speedup']:.2f} x plain; formula {row['formula']:.2f}, of it {row['of_formula']:.3f}"
         return f"{expected}; {row['tokens_per_round']:.2f} tokens per round"
+    if "draft_share" in row:
+        return f"{row['draft_share']:.3f} of a round is drafting; of the weights read {row['floor_share']:.3f}"
     if "ratio" in row:
         return f"T(n) / T(1) = {row['ratio']:.2f}"
     notes = [f"{row['share']:.2f} of the weight-read floor", *([] if row["same_text"] else ["another text"])]

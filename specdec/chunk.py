@@ -63,6 +63,7 @@ class Packed(NamedTuple):
     slots: Tensor | None  # [T] int64 otherwise
     keep: Tensor | int  # rows whose logits are wanted: 0 for all, or [R] int64
     num_logits: int  # R
+    states: Tensor | None = None  # [T, size], as of `Inputs`
 
 
 class Inputs(NamedTuple):
@@ -72,6 +73,7 @@ class Inputs(NamedTuple):
     tokens: Sequence[int]  # of the computed rows, one request after the other
     positions: Sequence[int]
     wanted: list[int]  # logits of each request, those of its last rows
+    states: Tensor | None = None  # [T, size]: what a head reads beside the tokens; none of them if they are to be made
 
 
 class Packer:
@@ -102,7 +104,7 @@ class Packer:
         if num_logits != tokens.shape[1]:
             # Not a count: given one, some families run their last layers for those rows only (Gemma 4).
             keep = torch.tensor(kept_rows(requests, wanted) or [0], device=self.device)
-        return Packed(tokens, positions, PackedRows(requests), write_slot, slots, keep, num_logits)
+        return Packed(tokens, positions, PackedRows(requests), write_slot, slots, keep, num_logits, given.states)
 
     def _inputs(self, tokens: Sequence[int], positions: Sequence[int]) -> list[Tensor]:  # [1, T] int64, twice
         count = len(tokens)
@@ -143,6 +145,12 @@ def step_inputs(
         slots = None if first_slot is not None else cache.slots(table, 0, row + num_staged)
         requests.append(RequestRows(row, 1, 0, None, None, first_slot, slots, cache.page_size))
     return Inputs(requests, tokens, rows, [1] * len(requests))
+
+
+def inputs_ahead(cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> Inputs:
+    """One row per request, the one behind its chunk; `count` from it on must be staged."""
+    rows = [chunk.start + len(chunk.tree) for chunk in chunks]
+    return step_inputs(cache, [chunk.table for chunk in chunks], rows, [0] * len(rows), count)
 
 
 def new_slots(requests: Sequence[RequestRows]) -> Tensor:  # [T] int64

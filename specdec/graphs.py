@@ -5,25 +5,30 @@ A model of 32 layers is some 500 launches, which take the host longer than the G
 
 import time
 import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import capture
 from .buckets import Forward, Key, chain_keys, key_of
-from .cache import PagedKVCache
 from .capture import memory_of, reserved_bytes
-from .chunk import Chunk, Inputs, Packed, inputs_of, step_inputs
+from .chunk import Inputs, Packed
 from .kernels.ops import argmax
 from .pool import KVPool
 
 Output = tuple[Tensor, dict[int, Tensor]]  # logits [rows wanted, vocab]; feature layer -> output [1, rows, hidden]
 
+Pass: TypeAlias = Callable[[Packed], Output]
+
+STATES = 0  # among the outputs of a head: the states [rows, hidden] of its rows, which those behind them read
 MAX_DIFFERENCE = 2.0**-5  # of a replayed from an eager logit, over the largest: libraries may pick another algorithm
+MAX_LOGIT = 2.0**14  # the largest; beyond it are those of tokens that cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +50,23 @@ class _Graph(NamedTuple):
 
 
 class Graphs:
-    """The captured passes of one model over one pool. A pass is eager the first time its bucket is met.
+    """The captured passes of one network over one pool. A pass is eager the first time its bucket is met.
 
-    The weights must stay where they are; in-place changes of them are seen.
+    The weights must stay where they are; in-place changes of them are seen. Whoever has a pass run hands it over each
+    time, and what it reads beside its inputs must be bound: it is captured, not called, from the second time on.
 
     Args:
-        run: the pass: a cache and packed inputs to logits and features.
-        device: of the model.
+        device: of the network.
     """
 
-    def __init__(self, run: Callable[[PagedKVCache, Packed], Output], device: torch.device) -> None:
-        self._run, self._device = run, device
-        self._graphs: OrderedDict[object, _Graph] = OrderedDict()
-        self._met: set[object] = set()
-        self._place: tuple[KVPool, int, int] | None = None  # of the storage that graphs read and write
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._met: set[Hashable] = set()
+        self._place: tuple[KVPool, int, Hashable] | None = None  # of the storage that graphs read and write
         self._memory: object = None  # that all graphs share
-        self._why_not = ""  # why this model cannot be captured
+        self._why_not = ""  # why this network cannot be captured
+        self._beside: weakref.WeakSet[Graphs] = weakref.WeakSet()
         self._num_captured = self._num_replayed = self._num_eager = self._num_bytes = 0
         self._seconds = 0.0
 
@@ -69,80 +75,83 @@ class Graphs:
         counts = self._num_captured, self._num_replayed, self._num_eager
         return GraphReport(len(self._graphs), *counts, self._seconds, self._num_bytes)
 
+    def beside(self) -> "Graphs":
+        """For a network that runs beside this one: cleared when these are."""
+        graphs = Graphs(self.device)
+        self._beside.add(graphs)
+        return graphs
+
     def clear(self) -> None:
         """Gives the memory of all graphs back."""
+        self._drop()
+        for graphs in self._beside:
+            graphs.clear()
+
+    def _drop(self) -> None:
         self._graphs.clear()
         self._met.clear()
         self._memory = None
 
-    def bind(self, pool: KVPool, weights: int) -> None:
-        """What graphs read and write: this pool's storage, and the weights, of which one has this address.
+    def bind(self, pool: KVPool, weights: Hashable) -> None:
+        """What graphs read and write: this pool's storage, and weights at this address or these.
 
-        If either has moved, all is captured anew.
+        If any has moved, all is captured anew.
         """
         if self._place is None or self._place[0] is not pool or self._place[1:] != (pool.num_grown, weights):
-            self.clear()
+            self._drop()
             self._place = pool, pool.num_grown, weights
 
     @torch.inference_mode()  # what stays was made in it, and may be changed in it only
-    def run(self, cache: PagedKVCache, given: Inputs, layers: tuple[int, ...]) -> Output | None:
-        """What the pass gives, with the outputs of these layers; None if it is to be run eagerly.
+    def run(self, run: Pass, given: Inputs, kind: Hashable) -> Output | None:
+        """What a pass gives, the outputs of layers to keep; None if it is to be run eagerly.
 
-        The logits are good until the next pass.
+        The logits are good until the next pass. `kind` tells passes of the same shape apart.
         """
-
-        def made(key: Key) -> tuple[Sequence[Forward], Callable[[], Output]]:
-            forward = Forward(key, self._device)
-            return [forward], lambda: self._run(cache, forward.packed)
-
-        key = key_of(given, cache.page_size)
-        graph = self._replayed(key and (key, layers), lambda: made(cast(Key, key)), [given])
-        if graph is None:
+        key = key_of(given)
+        output = self.replayed(kind, None if key is None else [key], lambda forward: run(forward.packed), [given])
+        if output is None:
             return None
-        (logits, taps), num_rows, num_logits = graph.output, len(given.tokens), sum(given.wanted)
-        taps = {layer: rows[:, :num_rows].clone() for layer, rows in taps.items()}  # they are kept for longer
+        (logits, taps), num_rows, num_logits = output, len(given.tokens), sum(given.wanted)
+        taps = {layer: rows.narrow(-2, 0, num_rows).clone() for layer, rows in taps.items()}  # they are kept for longer
         return logits[:num_logits], taps
 
     @torch.inference_mode()
-    def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int, last_id: int) -> list[list[int]] | None:
-        """The `count` likeliest tokens behind each chunk, each behind the one before, by one graph.
+    def chain(
+        self, runs: tuple[Pass, Pass], given: Inputs, ahead: Inputs, count: int, last_id: int
+    ) -> list[list[int]] | None:
+        """The `count` likeliest tokens behind each request, each behind the one before, by one graph.
 
-        So many rows less one behind the chunks must be staged; None if the tokens are to be drafted one by one. For
-        tokens beyond `last_id` it stands in.
+        Args:
+            runs: the first pass, and those behind it; the states of a head are handed on from one to the next.
+            given: of the first pass.
+            ahead: one row per request behind that; so many rows less one must be staged.
+            last_id: stands in for tokens beyond it.
+
+        Returns:
+            The tokens of each request; None if they are to be drafted one by one.
         """
-        given, rows = inputs_of(cache, chunks), [chunk.start + len(chunk.tree) for chunk in chunks]
-        ahead = step_inputs(cache, [chunk.table for chunk in chunks], rows, [0] * len(rows), num_staged=count - 1)
 
-        def made(first: Key, behind: Key) -> tuple[Sequence[Forward], Callable[[], Output]]:
-            start, step = Forward(first, self._device), Forward(behind, self._device)
-            return [start, step], lambda: self._chain(cache, start, step, count, last_id)
+        def chained(start: Forward, step: Forward) -> Output:
+            return _chained(runs, start, step, count, last_id), {}
 
-        keys = chain_keys(given, ahead, count, cache.page_size)
-        graph = self._replayed(keys and (*keys, count), lambda: made(*cast(tuple[Key, Key], keys)), [given, ahead])
-        if graph is None:
+        output = self.replayed(("chain", count), chain_keys(given, ahead, count), chained, [given, ahead])
+        if output is None:
             return None
-        tokens: list[list[int]] = graph.output[0][:, : len(chunks)].T.tolist()
+        tokens: list[list[int]] = output[0][:, : len(given.requests)].T.tolist()
         return tokens
 
-    def _chain(self, cache: PagedKVCache, start: Forward, step: Forward, count: int, last_id: int) -> Output:
-        tokens = [argmax(self._run(cache, start.packed)[0])]
-        while len(tokens) < count:
-            step.enter(tokens[-1].clamp_max(last_id), is_next=len(tokens) > 1)
-            step.rows.plans.clear()  # keys are shared out anew
-            tokens.append(argmax(self._run(cache, step.packed)[0]))
-        return torch.stack(tokens), {}
+    @torch.inference_mode()
+    def replayed(
+        self, kind: Hashable, keys: Sequence[Key] | None, run: Callable[..., Output], given: Sequence[Inputs]
+    ) -> Output | None:
+        """What `run` gives of forwards of these keys that hold these inputs; None if it is to be run eagerly.
 
-    def _replayed(
-        self,
-        key: object | None,
-        make: Callable[[], tuple[Sequence[Forward], Callable[[], Output]]],
-        given: Sequence[Inputs],
-    ) -> _Graph | None:
-        """The graph of a key, which has run with these inputs; None if there is none."""
-        graph = None
-        if key is not None and not self._why_not and key in self._met:
-            graph = self._graphs.get(key) or self._captured(key, *make(), given)
-        if key is not None:
+        Good until the next pass. Logits are those that the first inputs want, and then padding.
+        """
+        graph, key = None, (kind, *(keys or ()))
+        if keys is not None and not self._why_not and key in self._met:
+            graph = self._graphs.get(key) or self._captured(key, keys, run, given)
+        if keys is not None:
             self._met.add(key)
         if graph is None:
             self._num_eager += 1
@@ -151,7 +160,7 @@ class Graphs:
         self._load(graph.forwards, given)
         graph.replay()
         self._num_replayed += 1
-        return graph
+        return graph.output
 
     def _load(self, forwards: Sequence[Forward], given: Sequence[Inputs]) -> None:
         assert self._place is not None
@@ -159,27 +168,29 @@ class Graphs:
             forward.load(inputs, self._place[0].spare)
 
     def _captured(
-        self, key: object, forwards: Sequence[Forward], function: Callable[[], Output], given: Sequence[Inputs]
+        self, key: Hashable, keys: Sequence[Key], run: Callable[..., Output], given: Sequence[Inputs]
     ) -> _Graph | None:
         """A new graph; None, and a warning, if the model does not let itself be captured."""
+        forwards = [Forward(each, self.device) for each in keys]
+        function = partial(run, *forwards)
         if len(self._graphs) >= capture.MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        began, reserved = time.perf_counter(), reserved_bytes(self._device)
+        began, reserved = time.perf_counter(), reserved_bytes(self.device)
         self._load(forwards, given)
         eager = function()[0]  # compiles kernels, makes the tables
         self._load(forwards, given)
         if self._memory is None:
-            self._memory = memory_of(self._device)
+            self._memory = memory_of(self.device)
         for forward in forwards:
             forward.rows.plans.clear()  # the planner belongs into the graph
         try:
-            replay, output = capture.record(function, self._memory, self._device)
+            replay, output = capture.record(function, self._memory, self.device)
         except torch.OutOfMemoryError:  # as many as there is room for
             self.clear()
             return None
         except RuntimeError as error:
             self._why_not = str(error.__context__ or error).split("\n")[0] or type(error).__name__
-            self.clear()
+            self._drop()
             warnings.warn(f"this model runs without graphs, it cannot be captured: {self._why_not}", stacklevel=2)
             return None
         self._load(forwards, given)
@@ -191,13 +202,30 @@ class Graphs:
         graph = self._graphs[key] = _Graph(forwards, replay, output)
         self._num_captured += 1
         self._seconds += time.perf_counter() - began
-        self._num_bytes += max(0, reserved_bytes(self._device) - reserved)
+        self._num_bytes += max(0, reserved_bytes(self.device) - reserved)
         return graph
+
+
+def _chained(runs: tuple[Pass, Pass], start: Forward, step: Forward, count: int, last_id: int) -> Tensor:
+    """The tokens of a chain, [count, requests]."""
+    logits, taps = runs[0](start.packed)
+    tokens = [argmax(logits)]
+    while len(tokens) < count:
+        is_next = len(tokens) > 1
+        step.enter(tokens[-1].clamp_max(last_id), is_next)
+        if step.packed.states is not None:
+            states, ends = taps[STATES], start.packed.keep
+            assert isinstance(ends, Tensor)
+            step.packed.states.copy_(states if is_next else states.index_select(0, ends))
+        step.rows.plans.clear()  # keys are shared out anew
+        logits, taps = runs[1](step.packed)
+        tokens.append(argmax(logits))
+    return torch.stack(tokens)
 
 
 def _require_same(replayed: Tensor, eager: Tensor) -> None:
     """Raises ValueError if a graph does not give what it was captured of; a NaN is not the same."""
-    scale = torch.where(eager.isfinite(), eager.abs(), 0.0).amax().clamp_min(1e-6)
+    scale = torch.where(eager.abs() < MAX_LOGIT, eager.abs(), 0.0).amax().clamp_min(1e-6)
     apart = torch.where(replayed == eager, 0.0, (replayed - eager).abs())
     difference = float((apart.amax() / scale).nan_to_num(nan=torch.inf))
     if not difference <= MAX_DIFFERENCE:

@@ -194,7 +194,8 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
         options["model"] = load_model(options["model"], target.dtype, target.device)
     if isinstance(options.get("model"), PreTrainedModel):
         model = options["model"]
-        options["model"] = paged(model, pool_of(model), graphs=target.has_graphs and model.device == target.device)
+        has_graphs = target.graphs is not None and model.device == target.device
+        options["model"] = paged(model, pool_of(model), graphs=has_graphs)
     return factory(**options)
 
 

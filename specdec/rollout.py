@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .cache import PagedKVCache, PageTable
 from .chunk import Chunk, Scores
+from .graphs import GraphReport
 from .growth import BestFirst, Drawn, Ranked
 from .protocols import RequestView
 from .sampling import Context, Sampler
@@ -25,6 +26,11 @@ class DraftNetwork(Protocol):
     vocab_size: int  # width of its logits
     num_embeddings: int  # tokens it can be given
     max_positions: int
+
+    @property
+    def graph_report(self) -> GraphReport | None:
+        """What capturing its passes has cost and saved; None without graphs."""
+        ...
 
     def score(self, cache: PagedKVCache, chunks: Sequence[Chunk]) -> Scores:
         """Logits after the wanted nodes, whose rows are staged; afterwards it counts them as filled."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from .anatomy import (
 from .attention import NAME, NAME_COMPILED, AttentionStep, Call, LayerPlan, Running, running_now
 from .cache import PagedKVCache, PageTable
 from .capture import Replayed
-from .chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_of, step_inputs
+from .chunk import Chunk, Inputs, Packed, Packer, Scores, inputs_ahead, inputs_of, step_inputs
 from .graphs import GraphReport, Graphs, Output
 
 __all__ = ["Chunk", "PagedModel", "Scores"]  # the first and the last are made in chunk.py
@@ -78,7 +79,7 @@ class PagedModel:
 
     cache: PagedKVCache | None = None  # that `generate` uses; None for a new one each time. May be set.
     replayed: Replayed | None = None  # what is launched around the captured passes
-    _graphs: Graphs | None = None  # once the model is known to work
+    graphs: Graphs | None = None  # if it has some, once the model is known to work
     _is_running = False  # with our attention
     _taps: dict[int, Tensor] | None = None  # layer -> output, while a forward of ours is running
 
@@ -120,7 +121,7 @@ class PagedModel:
                 self.close()
                 raise
         if graphs:
-            self._graphs, self.cache, self.replayed = Graphs(self._run, only_gpu_of(model)), PagedKVCache(), Replayed()
+            self.graphs, self.cache, self.replayed = Graphs(only_gpu_of(model)), PagedKVCache(), Replayed()
 
     @property
     def device(self) -> torch.device:
@@ -140,14 +141,9 @@ class PagedModel:
         return Learned(self.vocab_size, self._plans, (self._keeps_logits, self._takes_step))
 
     @property
-    def has_graphs(self) -> bool:
-        """Whether passes are captured and replayed."""
-        return self._graphs is not None
-
-    @property
     def graph_report(self) -> GraphReport | None:
         """What capturing has cost and saved; None without graphs."""
-        return None if self._graphs is None else self._graphs.report
+        return None if self.graphs is None else self.graphs.report
 
     @property
     def layer_keys(self) -> list[int]:
@@ -179,23 +175,27 @@ class PagedModel:
 
     def chain(self, cache: PagedKVCache, chunks: Sequence[Chunk], count: int) -> list[list[int]] | None:
         """The `count` likeliest tokens behind each chunk, by one graph, see `Graphs.chain`; None without graphs."""
-        drafted = None
-        if self._graphs is not None:
-            self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
-            drafted = self._graphs.chain(cache, chunks, count, self.num_embeddings - 1)
+        if (graphs := self._graphs_over(cache)) is None:
+            return None
+        run, given, ahead = partial(self._run, cache), inputs_of(cache, chunks), inputs_ahead(cache, chunks, count - 1)
+        drafted = graphs.chain((run, run), given, ahead, count, self.num_embeddings - 1)
         if drafted is not None:
             for chunk in chunks:
                 chunk.table.filled[self.pool_name] = chunk.start + len(chunk.tree) + count - 1
         return drafted
 
     def _passed(self, cache: PagedKVCache, given: Inputs) -> Output:
-        if self._graphs is not None:
-            self._graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
-            passed = self._graphs.run(cache, given, self.feature_layers)
+        if (graphs := self._graphs_over(cache)) is not None:
+            passed = graphs.run(partial(self._run, cache), given, self.feature_layers)
             if passed is not None:
                 logits, taps = passed
                 return logits if torch.is_inference_mode_enabled() else logits.clone(), taps
         return self._run(cache, self._packer_here().pack(given))
+
+    def _graphs_over(self, cache: PagedKVCache) -> Graphs | None:
+        if self.graphs is not None:
+            self.graphs.bind(cache.pool(self.pool_name), self._embedding.data_ptr())
+        return self.graphs
 
     def _packer_here(self) -> Packer:
         if not self._is_running and self._packer.device != (device := self.device):  # the model was moved
@@ -239,9 +239,9 @@ class PagedModel:
             return logits_of(self.model(input_ids=tokens.to(self.device), use_cache=False))
 
     def close(self) -> None:
-        """Takes the hooks off the model and frees its graphs. It can still score, without features."""
-        if self._graphs is not None:
-            self._graphs.clear()
+        """Takes the hooks off the model and frees its graphs and its heads'. It can still score, without features."""
+        if self.graphs is not None:
+            self.graphs.clear()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self.feature_layers = [], ()

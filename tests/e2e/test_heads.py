@@ -266,7 +266,7 @@ def test_a_head_without_target_says_so():
     drafter = Medusa(medusa(), 2)
     assert drafter.needs.feature_layers == (-1,) and drafter.needs.pool is None
     with pytest.raises(ValueError, match="expected a head that knows its target, got one without"):
-        drafter._head.begin(None, [])
+        drafter._head.all_rows()
 
 
 def test_names_are_those_of_vllm():

@@ -261,8 +261,8 @@ def block_row(network, target, tokens, num_committed, depth):
 class HeadSession(Session):
     """A session with a target that runs prompts and accepted tokens; its features are handed over as by the engine."""
 
-    def __init__(self, drafter, target, prompts=PROMPTS, sampler=None, page_size=4):
-        self.paged, self.features = PagedModel(target), {}
+    def __init__(self, drafter, target, prompts=PROMPTS, sampler=None, page_size=4, graphs=False):
+        self.paged, self.features = PagedModel(target, graphs=graphs), {}
         drafter.check(self.paged)
         self.stack = ExitStack()
         self.stack.enter_context(self.paged.tapped(drafter.needs.feature_layers))

@@ -7,14 +7,11 @@ import pytest
 import torch
 
 from specdec import rollout
-from specdec.draft_models import paged_head
 from specdec.draft_models.block_network import BlockNetwork, BlockShape
 from specdec.draft_models.dflash import DFlash
-from specdec.draft_models.eagle import Eagle
 from specdec.draft_models.marginals import Marginals
 from specdec.draft_models.medusa import Medusa, MedusaNetwork
-from specdec.draft_models.peagle import MaskedRows, PEagle, PEagleNetwork
-from specdec.features import FeatureRows
+from specdec.draft_models.peagle import PEagle, PEagleNetwork
 from specdec.sampling import Context
 from specdec.tree import TokenTree
 from tests.toys import heads
@@ -152,14 +149,6 @@ def test_rows_are_made_once_however_the_draft_grows():
             assert len(calls) == 1
 
 
-@pytest.mark.parametrize("name", [*INDEPENDENT[1:], "block with a gated Markov head", "peagle, three layers of Qwen3"])
-def test_a_long_prompt_is_caught_up_with_in_pieces(name, compared, monkeypatch):
-    whole = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
-    monkeypatch.setattr(rollout, "MAX_CATCH_UP", 2)
-    pieces = HeadSession(drafter_of(ONE_PASS[name]()), TARGET).propose([4, 4, 4])
-    assert [draft.tree for draft in pieces] == [draft.tree for draft in whole] and 0 in compared
-
-
 def test_the_markov_head_sees_the_token_that_was_drafted():
     network = ONE_PASS["block with a Markov head"]()
     (draft,) = HeadSession(drafter_of(network), TARGET, PROMPTS[:1]).propose([9])
@@ -279,38 +268,3 @@ def test_a_mask_token_without_embedding_is_refused():
 def test_a_confidence_head_that_reads_a_markov_head_needs_one():
     with pytest.raises(ValueError, match="expected a Markov head beside a confidence head that reads it"):
         block(confidence="markov")
-
-
-def test_rows_of_masks_that_stay_are_noticed(compared, monkeypatch):
-    """And row 0 in view, the next row's features, and drafts that are taken for what the text says."""
-    rows, masked, proposals = FeatureRows.rows, MaskedRows.rows_after, Eagle._proposals
-
-    def kept(self, views, budgets, noises):
-        drafts = proposals(self, views, budgets, noises)
-        for view in views:
-            view.table.filled[self.pool] = view.table.length + 4
-        return drafts
-
-    def unmasked(self, cache, chunks, vocabulary):
-        with monkeypatch.context() as patch:
-            patch.setattr(self.network, "mask_token_id", chunks[0].tree.tokens[-1])
-            return masked(self, cache, chunks, vocabulary)
-
-    planted = {
-        "rows that stay": (Eagle, "_proposals", kept),
-        "the next row's features": (FeatureRows, "rows", lambda *args: rows(*args).roll(1, 0)),
-        "row 0 in view": (paged_head, "_behind_row_0", lambda given: given),
-        "tokens in the place of masks": (MaskedRows, "rows_after", unmasked),
-    }
-
-    def run():
-        session = HeadSession(drafter_of(peagle()), TARGET, PROMPTS[:1])
-        (draft,) = session.propose([4])
-        session.settle(0, draft, [1, 2], 7)
-        session.propose([4])
-
-    for owner, name, bug in planted.values():
-        with monkeypatch.context() as patch, pytest.raises(AssertionError):
-            patch.setattr(owner, name, bug)
-            run()
-    run()

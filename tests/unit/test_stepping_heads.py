@@ -80,7 +80,7 @@ def test_what_a_head_must_not_do_is_noticed(compared, monkeypatch):
     planted = {
         "rows that stay": (Eagle, "_proposals", kept),
         "the next row's features": (FeatureRows, "rows", lambda *args: rows(*args).roll(1, 0)),
-        "row 0 in view": (paged_head, "_behind_row_0", lambda given: given),
+        "row 0 in view": (paged_head, "behind_row_0", lambda given: given),
     }
     for owner, name, bug in planted.values():
         with monkeypatch.context() as patch, pytest.raises(AssertionError):

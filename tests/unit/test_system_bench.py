@@ -244,14 +244,18 @@ def test_figures_are_of_rows_measured_together():
         row("replay", "replay 0.8 x 4", ms=2.0, of_formula=0.97, shares={"cache": 0.02}, mode="captured"),
         row("replay", "replay 0.8 x 8", ms=2.0, of_formula=0.1, shares={"cache": 0.9}, mode="eager"),
         row("specdec compiled", "torch.compile", failed="no compiler"),
+        row("head eagle3 chain", "head eagle3 chain", ms=5.0, draft_share=0.11, floor_share=0.1, mode="captured"),
+        row("head block", "head block", ms=5.0, draft_share=0.09, floor_share=0.08, mode="captured"),
+        row("head small block", "head small block", ms=5.0, draft_share=0.9, floor_share=0.08, mode="eager"),
         {**row("commit", "commit, batch 1", ms=9.0, share=0.9, waits=True, mode="captured"), "shape": TINY},
     ]
     found = figures(rows)
-    values = [4.5, 0.85, 0.03, 1.0, 0.97, 6.0, 2.0, 1.2, None, 0.02, 1.25]
+    values = [4.5, 0.85, 0.03, 1.0, 0.97, 6.0, 2.0, 1.2, None, 0.02, 1.25, 0.11, None, 0.09, None]
     assert [each["value"] for each in found] == [each if each is None else pytest.approx(each) for each in values]
     states = [state_of(each["value"], each["goal"]) for each in found]
     assert states[:5] == ["reached", "reached", "not reached", "not reached", "reached"]
     assert states[5:9] == [None, None, None, "not measured"]
+    assert states[11:] == ["reached", "not measured", "not reached", "not measured"]
     assert [each["figure"] for each in found] == list(GOALS)
     assert {each["value"] for each in figures([])} == {None}
 
@@ -284,6 +288,6 @@ def test_the_table_says_what_went_wrong():
 
 def test_the_grid():
     names = [unit.name for unit in units(REAL)]
-    assert len(names) == len(set(names)) == 1 + 2 + 2 + 6 + 2
+    assert len(names) == len(set(names)) == 1 + 2 + 2 + 6 + 4 + 2
     assert names[0] == "decoding" and names[-2:] == ["static cache", "torch.compile"]
     assert json.loads(json.dumps(REAL._asdict())) == REAL._asdict(), "settings are compared with those of a file"
