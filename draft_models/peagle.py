@@ -10,6 +10,8 @@ stays. Every row sees those in front of it, so a row of masks says the same howe
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,13 +19,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from specdec.cache import PagedKVCache
-from specdec.chunk import Chunk, inputs_of
+from specdec.chunk import Chunk, Inputs, Packed, inputs_of
+from specdec.graphs import STATES, Output
 from specdec.target import PagedModel
 from specdec.tree import TokenTree
 
 from .eagle import Eagle
 from .eagle3 import Eagle3Network, Norms
-from .head_runner import HeadRunner
+from .head_runner import HeadRunner, on_device
 from .marginals import Marginals, OnePass
 from .paged_head import Rows, behind_row_0
 
@@ -99,10 +102,31 @@ class MaskedRows(Marginals):
                 features.append(network.mask_hidden[0].expand(len(masks), -1))
                 tree = TokenTree.chain([*tree.tokens, *masks])
             whole.append(Chunk(chunk.table, start, tree, num_logits=self.depth if chunk.num_logits else 0))
-        given = behind_row_0(inputs_of(cache, whole))
-        states = network.fused(torch.cat(features))
-        _, read = self._pass.run(cache, self._pass.packed(given._replace(states=states)), self.vocabulary)
-        return self.vocabulary.outputs(read).unflatten(0, (-1, self.depth)) if len(read) else read
+        given = behind_row_0(inputs_of(cache, whole))._replace(states=torch.cat(features))
+        logits = self._by_graph(cache, given)
+        if logits is None:
+            logits, _ = self._drafted(cache, self._pass.packed(given))
+        return logits.unflatten(0, (-1, self.depth)) if len(logits) else logits
+
+    def _by_graph(self, cache: PagedKVCache, given: Inputs) -> Tensor | None:  # [rows wanted, draft vocab]
+        """A captured pass gives the logits of all its rows."""
+        graphs = self._graphs_over(cache)
+        counts = [request.num_nodes for request in given.requests]
+        if graphs is None or 0 in given.wanted:
+            return None
+        output = graphs.run(partial(self._drafted, cache), given._replace(wanted=counts), "masked")
+        if output is None:
+            return None
+        ends = accumulate(counts)
+        rows = [row for end, count in zip(ends, given.wanted, strict=True) for row in range(end - count, end)]
+        return output[0].index_select(0, on_device(rows, output[0].device))
+
+    def _drafted(self, cache: PagedKVCache, packed: Packed) -> Output:
+        """Logits [rows wanted, draft vocab], and the states they were read of."""
+        assert packed.states is not None
+        states = self.network.fused(packed.states)
+        _, read = self._pass.run(cache, packed._replace(states=states), self.vocabulary)
+        return self.vocabulary.outputs(read), {STATES: read}
 
 
 class PEagle(Eagle, OnePass):
