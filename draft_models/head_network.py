@@ -11,6 +11,7 @@ from specdec.attention import AttentionStep
 from specdec.cache import PagedKVCache
 from specdec.chunk import Packed
 from specdec.kernels import ops
+from specdec.kernels.ops import argmax
 from specdec.kernels.rows import Scoring
 from specdec.target import PagedModel
 
@@ -137,6 +138,10 @@ class Vocabulary:
     def logits(self, rows: Tensor) -> Tensor:  # [rows, hidden] -> [rows, size]
         """Logits of the target's tokens; those that the network does not know are all but impossible."""
         return self.widened(self.outputs(rows))
+
+    def likeliest(self, logits: Tensor) -> Tensor:  # [..., draft vocab] -> [...] int64
+        """The target's tokens of the largest logits."""
+        return argmax(self.widened(logits)) if self._known is None else self._known.take(argmax(logits))
 
     def widened(self, logits: Tensor) -> Tensor:  # [..., draft vocab] -> [..., size]
         """Of the tokens that the network knows, to all of the target's."""

@@ -16,7 +16,6 @@ from specdec.cache import PagedKVCache, PageTable
 from specdec.chunk import Chunk, Scores
 from specdec.features import FeatureRows
 from specdec.growth import best_choices, parents_of
-from specdec.kernels.ops import argmax
 from specdec.protocols import Noise, RequestView
 from specdec.rollout import catch_up
 from specdec.tree import TokenTree
@@ -89,15 +88,15 @@ class Marginals(HeadRunner):
         """The `count` likeliest tokens behind each chunk; the host waits for them once."""
         with self.running():
             self.begin(cache, chunks)
-            rows = self.all_rows()[:, :count]
+            rows = self._rows.view(-1, self.depth, self._rows.shape[-1])
             if not self.is_corrected:
-                drafted = argmax(rows)
+                drafted = self.vocabulary.likeliest(rows[:, :count])
             else:
                 ends, levels = [chunk.tree.tokens[-1] for chunk in chunks], []
                 tokens = on_device(ends, rows.device)
                 for level in range(count):
                     places = range(level, len(self._rows), self.depth)
-                    tokens = argmax(self._widened(self.corrected(self._rows[level :: self.depth], places, tokens)))
+                    tokens = self.vocabulary.likeliest(self.corrected(rows[:, level], places, tokens))
                     levels.append(tokens)
                 drafted = torch.stack(levels, 1)
         listed: list[list[int]] = drafted.tolist()

@@ -204,7 +204,9 @@ def _with_head(head: Head, options: Mapping[str, Any], target: PagedModel) -> Dr
         if head.network.choices and "num_tree_nodes" not in options:
             options = {"speculative_token_tree": head.network.choices, **options}
         else:
-            options = {"num_speculative_tokens": head.num_tokens, **options}
+            reach, proposed = head.network.depth, head.num_tokens
+            tokens = min(proposed, reach) if proposed and reach else proposed
+            options = {"num_speculative_tokens": tokens, **options}
     factory = HEADS[head.method]
     for name in options:
         _known(name, inspect.signature(factory).parameters, f"option of {head.method}")

@@ -78,6 +78,16 @@ def test_a_head_takes_precision_of_its_target_and_reaches_as_far(name, tmp_path)
     assert drafter._model.max_positions >= 256  # the head's config says 64, the target's 256
 
 
+def test_a_head_drafts_no_more_than_it_can_whatever_its_config_proposes(tmp_path):
+    folder, network = written("speculators, DFlash", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+    assert specdec.load_drafter(str(folder), TARGET).num_speculative_tokens == network.depth < 99
+    with pytest.raises(ValueError, match=f"at most {network.depth} drafted tokens"):
+        specdec.load_drafter(str(folder), TARGET, num_speculative_tokens=99)
+
+
 def test_tensors_that_are_not_the_targets_are_kept(tmp_path):
     """Embedding and language model head of a head that has some of its own."""
     folder, network = written("DSpark, DeepSpec", tmp_path)
