@@ -39,7 +39,7 @@ trained on:
 
 ## Recipe
 
-{parameters:,} parameters, bfloat16; {steps:,} steps, {tokens:,} tokens of responses. {note}Configuration:
+{parameters:,} parameters, bfloat16; {steps:,} steps, {tokens:,} tokens of responses.{note} Configuration:
 
 ```json
 {config}
@@ -74,7 +74,7 @@ def assemble(name: str, run: Path, note: str = "") -> None:
         parameters=sum(part.numel() for part in read_tensors(str(folder)).values() if part.is_floating_point()),
         steps=steps,
         tokens=round(result["num_response_tokens"] * config["epochs"]),
-        note=f"{note} " if note else "",
+        note=f"\n{note}\n" if note else "",
         config=json.dumps(config, indent=2),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

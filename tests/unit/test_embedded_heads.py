@@ -84,7 +84,7 @@ def test_a_finished_run_is_put_into_the_package(run, tmp_path):
     folder = tmp_path / "zoo" / "heads" / "medusa"
     assert json.loads((folder / "config.json").read_text())["base_model_name_or_path"] == assemble_heads.TARGET_NAME
     card = (folder / "README.md").read_text()
-    assert "8 steps, 1,500 tokens of responses. A note." in card and "65,792 parameters" in card
+    assert "8 steps, 1,500 tokens of responses.\nA note.\n" in card and "65,792 parameters" in card
     file = "medusa_lm_head.safetensors"
     assert load_file(folder / file).keys() == load_file(run / "head" / file).keys()
 
