@@ -69,12 +69,10 @@ def drafters(models: Models, target: PagedModel) -> dict[str, Drafter | None]:
     for name, (head, options) in DRAFTERS.items():
         if head is not None:
             network = networks[head].network
-            options = {
-                "method": networks[head].method,
-                "model": network,
-                "num_speculative_tokens": network.depth,
-                **options,
-            }
+            shape: dict[str, Any] = {"num_speculative_tokens": network.depth}
+            if network.choices and not options:  # Medusa's calibrated tree
+                shape = {"speculative_token_tree": network.choices}
+            options = {"method": networks[head].method, "model": network, **shape, **options}
         elif options["method"] == "draft_model":
             options = {**options, "model": models.draft}
         built[name] = build_drafter(options, target)
