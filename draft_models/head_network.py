@@ -41,6 +41,7 @@ class HeadNetwork(nn.Module):
     lm_head: nn.Linear | None
     d2t: Tensor | None  # [draft vocab] int64
     t2d: Tensor | None  # [vocab] bool: whether the network knows the token
+    _place: tuple[nn.Module, str] | None = None  # module and name of a weight
     choices: Sequence[Sequence[int]] | None = None  # rank paths of the tree that it was calibrated for
 
     def __init__(
@@ -72,12 +73,22 @@ class HeadNetwork(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.parameters()).device
+        return self._any_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What its weights are kept in."""
-        return next(self.parameters()).dtype
+        return self._any_weight.dtype
+
+    @property
+    def _any_weight(self) -> Tensor:
+        """Asked for at every pass, so where it lies is looked up once."""
+        if self._place is None:
+            self._place = next((m, name) for m in self.modules() for name, p in m._parameters.items() if p is not None)
+        module, name = self._place
+        weight = module._parameters[name]
+        assert weight is not None
+        return weight
 
 
 class Vocabulary:

@@ -149,9 +149,8 @@ class PagedHead(HeadRunner):
                 given = step_inputs(cache, tables, [table.length + level for table in tables], [0] * len(tables))
                 packed = self._rows.packed(behind_row_0(given)._replace(states=self._states))
                 tokens = drafted[-1].clamp(max=self.num_embeddings - 1)
-                logits, taps = self._continued(cache, packed._replace(tokens=tokens[None]))
-                self._states = taps[STATES]
-                drafted.append(argmax(logits))
+                self._states, read = self._rows.run(cache, packed._replace(tokens=tokens[None]), self.vocabulary)
+                drafted.append(self.vocabulary.likeliest(self.vocabulary.outputs(read)))
             listed: list[list[int]] = torch.stack(drafted, 1).tolist()
         return listed
 
