@@ -1,7 +1,7 @@
 """What a published head says of itself: sizes, the layers of the target it reads, the tokens it knows."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,17 +40,20 @@ NEUTRAL |= dict.fromkeys(FACTORS, (1.0,))
 TYPE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
-@contextmanager
-def config_errors(path: str) -> Iterator[None]:
+def config_errors(path: str) -> AbstractContextManager[None]:
     """While inside, what a config is not fit for is said in one line."""
+    return errors_in_one_line(f"expected a config.json that fits a head in {path!r}", "correct the field")
+
+
+@contextmanager
+def errors_in_one_line(expected: str, remedy: str) -> Iterator[None]:
+    """While inside, what goes wrong because of what was read is said in one line; what says so itself, passes."""
     try:
         yield
     except TYPE_ERRORS as error:
         if isinstance(error, ValueError) and str(error).startswith("expected "):
             raise
-        raise ValueError(
-            f"expected a config.json that fits a head in {path!r}, got {first_line(error)!r}; correct the field"
-        ) from error
+        raise ValueError(f"{expected}, got {first_line(error)!r}; {remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ def _eagle3(network: Any, target: PretrainedConfig) -> Files:
 def _medusa(network: Any, target: PretrainedConfig) -> Files:
     config = {
         "model_type": "medusa",
-        "medusa_num_heads": network.num_heads,
+        "medusa_num_heads": network.depth,
         "medusa_num_layers": len(network.medusa_head[0]) - network.has_outputs,
         "hidden_size": network.config.hidden_size,
         "vocab_size": network.config.vocab_size,

@@ -54,7 +54,7 @@ class MedusaNetwork(HeadNetwork):
 
     def __init__(self, config: PretrainedConfig, num_heads: int, num_layers: int = 1, has_outputs: bool = True) -> None:
         super().__init__(config, (LAST,))
-        self.num_heads, self.has_outputs = num_heads, has_outputs
+        self.has_outputs = has_outputs
         self.medusa_head = nn.ModuleList()
         for _ in range(num_heads):
             parts: list[nn.Module] = [ResidualBlock(config.hidden_size) for _ in range(num_layers)]
@@ -65,7 +65,7 @@ class MedusaNetwork(HeadNetwork):
     @property
     def depth(self) -> int:
         """A token per head."""
-        return self.num_heads
+        return len(self.medusa_head)
 
     def forward(self, features: Tensor, count: int | None = None) -> Tensor:  # [..., hidden] -> [..., heads, vocab]
         """Logits of the first `count` heads; without outputs of their own, what the language model head is to read."""

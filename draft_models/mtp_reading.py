@@ -1,8 +1,8 @@
 """The MTP module of a checkpoint, read: its tensors only, named and fused as those of the target's layers are."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from specdec.anatomy import layer_of
-from specdec.checkpoints import first_line, listed
+from specdec.checkpoints import listed
 from specdec.mtp_layouts import MtpLayout, mtp_names
 from specdec.target import PagedModel
 from specdec.tensor_files import read_chosen, require_finite
 
 from .head_filling import fill, own_tensors
-from .head_source import TYPE_ERRORS, Source
+from .head_source import Source, errors_in_one_line
 from .mtp import MtpNetwork, layer_index
 
 LAYER = "layer."  # what our names of the layer's tensors begin with
@@ -130,15 +130,7 @@ def _finish(network: MtpNetwork, model: PreTrainedModel) -> None:
         raise ValueError(f"{len(calls)} calls of its attention")
 
 
-@contextmanager
-def _layer_errors(path: str) -> Iterator[None]:
+def _layer_errors(path: str) -> AbstractContextManager[None]:
     """While inside, what the module has that the target's layers have not is said in one line."""
-    try:
-        yield
-    except TYPE_ERRORS as error:
-        if isinstance(error, ValueError) and str(error).startswith("expected "):
-            raise
-        raise ValueError(
-            f"expected an MTP module in {path!r} that is like a layer of the target, got {first_line(error)!r}; "
-            "train a head for it: specdec train eagle3"
-        ) from error
+    expected = f"expected an MTP module in {path!r} that is like a layer of the target"
+    return errors_in_one_line(expected, "train a head for it: specdec train eagle3")

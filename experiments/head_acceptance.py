@@ -18,7 +18,7 @@ from torch import Tensor
 from specdec.cli_options import Json, Threads, console, progress, quiet_transformers, use_threads
 from specdec.events import Round
 from specdec.generation import generate
-from specdec.methods import build_drafter, load_head, paged
+from specdec.methods import build_drafter, load_drafter, paged
 from specdec.metrics import summarize_steps
 from specdec.protocols import Drafter
 from specdec.target import PagedModel
@@ -34,7 +34,7 @@ from .stamp import environment
 DEPTH = 5  # of the chains that are compared
 TREE = {"num_tree_nodes": 24, "tree_width": 4}
 PROSE, ALL = "prose", "all"
-# Name -> the head it runs, if any, and the options of its drafter.
+# Name -> the head it runs, if any, and the options of its drafter; without, a head drafts as its config proposes.
 DRAFTERS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "ngram": (None, {"method": "ngram", "num_speculative_tokens": 8}),
     "draft_model": (None, {"method": "draft_model", "num_speculative_tokens": DEPTH}),
@@ -64,18 +64,13 @@ class Result:
 
 def drafters(models: Models, target: PagedModel) -> dict[str, Drafter | None]:
     """All that are compared, by name."""
-    networks = {name: load_head(path, target) for name, path in models.heads.items()}
-    built = {}
+    built: dict[str, Drafter | None] = {}
     for name, (head, options) in DRAFTERS.items():
         if head is not None:
-            network = networks[head].network
-            shape: dict[str, Any] = {"num_speculative_tokens": network.depth}
-            if network.choices and not options:  # Medusa's calibrated tree
-                shape = {"speculative_token_tree": network.choices}
-            options = {"method": networks[head].method, "model": network, **shape, **options}
-        elif options["method"] == "draft_model":
-            options = {**options, "model": models.draft}
-        built[name] = build_drafter(options, target)
+            built[name] = load_drafter(models.heads[head], target, **options)
+        else:
+            given = {"model": models.draft} if options["method"] == "draft_model" else {}
+            built[name] = build_drafter({**options, **given}, target)
     return built
 
 

@@ -112,7 +112,7 @@ def recipe_of(config: HeadConfig, target: PagedModel, draft_tokens: list[int] | 
         >>> import specdec
         >>> from specdec.experiments.head_medusa import MedusaConfig
         >>> target, _, _ = specdec.load_embedded()
-        >>> recipe_of(MedusaConfig(num_heads=3), paged(target)).network.num_heads
+        >>> recipe_of(MedusaConfig(num_heads=3), paged(target)).network.depth
         3
     """
     if target.dtype == torch.float16:

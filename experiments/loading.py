@@ -18,7 +18,6 @@ DTYPES = {
     "float64": torch.float64,
 }
 EMBEDDED = "embedded"
-EMBEDDED_HEADS = set(embedded_heads().values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,11 @@ class Models:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        shipped = FOLDER / "heads"
         return {
             "target": self.target_name,
             "draft": self.draft_name,
-            "heads": {name: EMBEDDED if path in EMBEDDED_HEADS else path for name, path in self.heads.items()},
+            "heads": {name: EMBEDDED if Path(path).parent == shipped else path for name, path in self.heads.items()},
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "device": str(self.target.device),
             "target_parameters": self.target.num_parameters(),

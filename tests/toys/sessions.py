@@ -1,5 +1,7 @@
 """A run of a drafter without a target, and a draft model small enough to be checked against from scratch."""
 
+import random
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
@@ -68,6 +70,21 @@ class Session:
         kept = [self.tokens[index][-1], *draft.tree.tokens_at(path)]
         self.cache.commit(self.tables[index], path, kept)
         self.tokens[index] += [*kept[1:], next_token]
+
+    def wander(self, seed, num_rounds):
+        """Ragged budgets with zeros, any accepted path, skipped rounds, preemption, shared and copied pages."""
+        chance = random.Random(seed)
+        for _ in range(num_rounds):
+            present = [index for index in range(3) if chance.random() < 0.8]  # the others are drafted for later
+            budgets = [chance.choice([0, 1, 2, 4, 9]) for _ in present]
+            for index, budget, draft in zip(present, budgets, self.propose(budgets, present), strict=True):
+                assert draft.tree.tokens[0] == self.tokens[index][-1]
+                assert max(draft.tree.depths) <= min(budget, 4)
+                path = draft.tree.path_to(chance.randrange(len(draft)))
+                self.settle(index, draft, path, chance.randrange(VOCAB))
+            if chance.random() < 0.3:
+                self.preempt(chance.randrange(3))
+            self.cache.check()
 
     def preempt(self, index):
         self.cache.close(self.tables[index])

@@ -1,7 +1,6 @@
 """The draft model: whatever happened before, its rows are those of a forward from scratch."""
 
 import copy
-import random
 
 import pytest
 
@@ -10,7 +9,7 @@ from specdec.cache import CacheFull
 from specdec.draft_models.draft_model import DraftModel
 from specdec.target import PagedModel
 from tests.toys.recomputed import compare_rows
-from tests.toys.sessions import PROMPTS, VOCAB, Session, rows_after, sampling, tiny_model
+from tests.toys.sessions import PROMPTS, Session, rows_after, sampling, tiny_model
 
 MODEL = tiny_model()
 
@@ -43,20 +42,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_rows_are_those_of_a_forward_from_scratch_after_any_history(options, checked):
-    """Ragged budgets with zeros, any accepted path, skipped rounds, preemption, shared and copied pages."""
-    chance = random.Random(str(options))
     session = Session(checked(DraftModel(MODEL, 4, **options)), sampler=sampling())
-    for _ in range(10):
-        present = [index for index in range(3) if chance.random() < 0.8]  # the others are drafted for later
-        budgets = [chance.choice([0, 1, 2, 4, 9]) for _ in present]
-        for index, budget, draft in zip(present, budgets, session.propose(budgets, present), strict=True):
-            assert draft.tree.tokens[0] == session.tokens[index][-1]
-            assert max(draft.tree.depths) <= min(budget, 4)
-            path = draft.tree.path_to(chance.randrange(len(draft)))
-            session.settle(index, draft, path, chance.randrange(VOCAB))
-        if chance.random() < 0.3:
-            session.preempt(chance.randrange(3))
-        session.cache.check()
+    session.wander(str(options), num_rounds=10)
     assert sum(checked.count) > 30
 
 
