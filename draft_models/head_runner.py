@@ -68,7 +68,9 @@ class HeadRunner:
         elif self._graphs is None or beside is not self._beside:
             self._graphs = beside.beside()
         self._beside = beside
-        self._weights = [*self.network.parameters(), *self.network.buffers(), *found.weights]
+        self._weights = []  # asked for at every call of `generate`, so only where they are looked at
+        if beside is not None:
+            self._weights = [*self.network.parameters(), *self.network.buffers(), *found.weights]
 
     def read(self, features: Mapping[PageTable, FeatureRows]) -> None:
         """What is known of the committed rows, until the next call."""

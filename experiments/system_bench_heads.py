@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 
 from specdec.draft_models.block_network import BlockNetwork, BlockShape
 from specdec.draft_models.dflash import DFlash
@@ -18,6 +18,7 @@ from specdec.draft_models.head_drafter import HeadDrafter
 from specdec.draft_models.head_network import HeadNetwork
 
 from .bench_results import Row
+from .head_recipe import layer_config
 from .shapes import DTYPE, weight_bytes
 from .statistics import median_index
 from .system_bench_subject import Subject
@@ -76,11 +77,11 @@ def head_rows(subject: Subject, name: str) -> list[Row]:
 
 def drafter_of(shape: HeadShape, subject: Subject) -> tuple[HeadDrafter, HeadNetwork]:
     """A drafter with random weights on the subject's device, and its network."""
-    build: dict[str, Callable[[HeadShape, PretrainedConfig], HeadNetwork]] = {"eagle3": _eagle3, "dflash": _block}
+    build: dict[str, Callable[[HeadShape, PreTrainedModel], HeadNetwork]] = {"eagle3": _eagle3, "dflash": _block}
     devices = [subject.device] if subject.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), subject.device:
         torch.manual_seed(0)
-        network = build[shape.method](shape, subject.model.config)
+        network = build[shape.method](shape, subject.model)
     network.to(device=subject.device, dtype=DTYPE).eval()
     kinds: dict[str, type[HeadDrafter]] = {"eagle3": Eagle3, "dflash": DFlash}
     return kinds[shape.method](network, shape.num_tokens), network
@@ -107,33 +108,21 @@ def spread(count: int, num_layers: int) -> list[int]:
     return [index * (num_layers - 1) // (count - 1) for index in range(count)]
 
 
-def _eagle3(shape: HeadShape, config: PretrainedConfig) -> HeadNetwork:
-    layers = spread(shape.num_features, config.num_hidden_layers)
-    return Eagle3Network(_config(LlamaConfig, shape, config), layers, _known(shape, config))
+def _eagle3(shape: HeadShape, target: PreTrainedModel) -> HeadNetwork:
+    layers = spread(shape.num_features, target.config.num_hidden_layers)
+    return Eagle3Network(_config(LlamaConfig, shape, target), layers, _known(shape, target.config))
 
 
-def _block(shape: HeadShape, config: PretrainedConfig) -> HeadNetwork:
-    block, layers = (
-        BlockShape(shape.num_tokens + 1, config.vocab_size - 1),
-        spread(shape.num_features, config.num_hidden_layers),
-    )
-    return BlockNetwork(_config(Qwen3Config, shape, config), layers, block, _known(shape, config))
+def _block(shape: HeadShape, target: PreTrainedModel) -> HeadNetwork:
+    block = BlockShape(shape.num_tokens + 1, target.config.vocab_size - 1)
+    layers = spread(shape.num_features, target.config.num_hidden_layers)
+    return BlockNetwork(_config(Qwen3Config, shape, target), layers, block, _known(shape, target.config))
+
+
+def _config(kind: type[PretrainedConfig], shape: HeadShape, target: PreTrainedModel) -> PretrainedConfig:
+    width = None if shape.width is None else int(shape.width * target.config.hidden_size)
+    return layer_config(kind, target, shape.num_layers, width)
 
 
 def _known(shape: HeadShape, config: PretrainedConfig) -> Sequence[int] | None:
     return None if shape.draft_tokens is None else range(min(shape.draft_tokens, config.vocab_size))
-
-
-def _config(kind: type[PretrainedConfig], shape: HeadShape, config: PretrainedConfig) -> PretrainedConfig:
-    width = config.intermediate_size if shape.width is None else int(shape.width * config.hidden_size)
-    sizes: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": width,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-    }
-    return kind(**sizes)
