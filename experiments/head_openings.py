@@ -213,10 +213,8 @@ def _pieces(document: Document) -> Iterator[Item]:
 
 def _rows(source: str, options: OpeningOptions) -> Iterator[Item]:
     """The first rows of a dataset; twice as many as are wanted, for some may be too long."""
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError as error:
-        raise ValueError(f"expected the package datasets for {source!r}, got none; pip install datasets") from error
+    from datasets import load_dataset
+
     name, _, split = source.removeprefix(HUB).partition(":")
     try:
         rows = load_dataset(name, split=split or "train", streaming=True)

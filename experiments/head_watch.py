@@ -93,15 +93,9 @@ class Standing:
 
 
 def plot(log: Log, path: Path) -> None:
-    """Draws loss, agreement and tokens per step over the steps.
+    """Draws loss, agreement and tokens per step over the steps."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("expected the package matplotlib for curves, got none; pip install matplotlib") from error
     losses = [line for line in log.lines() if "loss" in line]
     measured = [line for line in log.lines() if "tokens_per_step" in line]
     figure = Figure(figsize=(12, 4), layout="constrained")

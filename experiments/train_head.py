@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +130,7 @@ def _measured(lesson: Lesson, run: Path, log: Log, done: int) -> Standing:
     standing = Standing.of(log)
     if standing.best_step == done:
         save_head(lesson.recipe, run / "head")
-    if find_spec("matplotlib") is not None:  # an extra; the log has what the curves show
-        plot(log, run / "curves.png")
+    plot(log, run / "curves.png")
     return standing
 
 

@@ -5,6 +5,8 @@ from time import perf_counter
 
 from torch import Tensor
 
+from .tree import TokenTree
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -21,6 +23,8 @@ class Step:
     num_wasted: int = 0  # accepted or drawn behind the finishing token
     source: str = ""  # name of the drafter
     finish_reason: str | None = None  # "eos", "stop_string", "length", "time", "criterion"; None: goes on
+    tree: TokenTree | None = None  # what was drafted, under the token that was pending
+    path: tuple[int, ...] = ()  # [num_accepted] nodes of the tree that were emitted, from the root's child down
     scores: Tensor | None = None  # [len(tokens), vocab] final scores of the rows the tokens came from, if asked for
     logits: Tensor | None = None  # [len(tokens), vocab] the same rows before any processor, if asked for
 

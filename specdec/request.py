@@ -87,6 +87,8 @@ class LiveRequest:
             num_wasted=len(run) - count,
             source=draft.source,
             finish_reason=reason,
+            tree=draft.tree,
+            path=tuple(verdict.path[:count]),
             scores=None if kept is None else kept[:count],
             logits=None if logits is None else logits[:count],
         )
