@@ -11,11 +11,15 @@ from .events import Round, Seconds, Step
 class Metrics:
     """Sums over steps, and the ratios people quote. Ratios are micro: a ratio of sums, never a mean of ratios.
 
+    What is undefined, say the acceptance rate where nothing was drafted, is 0.
+
     Example:
         >>> steps = [Step(0, (5, 6, 7), num_accepted=2, num_drafted=4, num_nodes=4), Step(0, (8,), 0, 4, 4)]
         >>> metrics = summarize_steps(steps)
         >>> metrics.tokens_per_step, metrics.acceptance_rate
         (2.0, 0.25)
+        >>> metrics.mean_acceptance_length, metrics.draft_acceptance_rate, metrics.acceptance_at_pos  # vLLM's names
+        (2.0, 0.25, [0.5, 0.5, 0.0, 0.0])
     """
 
     num_steps: int  # request-rounds, the first token's included
@@ -31,8 +35,14 @@ class Metrics:
 
     @property
     def tokens_per_step(self) -> float:
-        """Emitted tokens per step, correction or bonus included: block efficiency, mean acceptance length, tau."""
+        """Emitted tokens per step, correction or bonus and the prompt's step included: block efficiency, tau."""
         return _ratio(self.num_tokens, self.num_steps)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """vLLM's: 1 + accepted tokens per step that had a draft. The bonus counts, steps without a draft do not."""
+        num_with_draft = self.num_steps - self.num_steps_without_draft
+        return _ratio(num_with_draft + self.num_accepted, num_with_draft)
 
     @property
     def acceptance_rate(self) -> float:
@@ -43,6 +53,20 @@ class Metrics:
     def node_acceptance_rate(self) -> float:
         """Accepted share of all drafted nodes; below `acceptance_rate` for trees."""
         return _ratio(self.num_accepted, self.num_nodes)
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """`acceptance_rate` by vLLM's name."""
+        return self.acceptance_rate
+
+    @property
+    def acceptance_at_pos(self) -> list[float]:  # [deepest draft]
+        """vLLM's: by position the share of the steps with a draft, however short, that accepted so many tokens."""
+        counts = [
+            sum(count for accepted, count in self.accepted_histogram.items() if accepted >= position)
+            for position in range(1, max(self.drafted_histogram, default=0) + 1)
+        ]
+        return [_ratio(count, self.num_steps - self.num_steps_without_draft) for count in counts]
 
     def acceptance_at(self, position: int) -> float:
         """Share of the steps that drafted at least `position` tokens and accepted at least so many (1 = first)."""
@@ -65,6 +89,9 @@ class Metrics:
             "tokens_per_step": self.tokens_per_step,
             "acceptance_rate": self.acceptance_rate,
             "node_acceptance_rate": self.node_acceptance_rate,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "draft_acceptance_rate": self.draft_acceptance_rate,
+            "acceptance_at_pos": self.acceptance_at_pos,
             "acceptance_at": [self.acceptance_at(position) for position in range(1, depth + 1)],
             "accepted_histogram": {str(key): value for key, value in sorted(self.accepted_histogram.items())},
             "seconds": {name: getattr(parts, name) for name in ("draft", "score", "rule", "cache", "host", "total")},
