@@ -77,9 +77,12 @@ def _common_warnings(
     for baseline, cell in dict.fromkeys((arm["baseline"], arm["cell"]) for arm in header["arms"]):
         if not runs.get(baseline):
             yield f"{cell}: the baseline was not run, so there are no speed-ups"
+    shared: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for warning in row["warnings"]:
-            yield f"{row['label']} ({row['cell']}): {warning}"
+            shared.setdefault((row["cell"], warning), []).append(row["label"])
+    for (cell, warning), labels in shared.items():
+        yield f"{cell}: {labels[0] if len(labels) == 1 else f'{len(labels)} arms'}: {warning}"
 
 
 def _warnings(arm: Arm, runs: ArmRuns, overall: Mapping[str, Any], num_prompts: int) -> Iterator[str]:
@@ -96,7 +99,7 @@ def _warnings(arm: Arm, runs: ArmRuns, overall: Mapping[str, Any], num_prompts: 
         yield "no run has a baseline of the same group, repeat and process: no speed-up"
     if overall["degeneracy"]["is_flagged"]:
         flagged = overall["degeneracy"]["flagged"]
-        yield f"degenerate texts on {len(flagged)} of {overall['num_prompts']} prompts: its speed says little"
+        yield f"degenerate texts on {len(flagged)} of {overall['num_prompts']} prompts: that favours drafters that copy"
     wide = [each for each in overall["text"]["differences"] if not each["is_tie"]]
     if wide and arm.get("is_lossless", True):
         first = wide[0]

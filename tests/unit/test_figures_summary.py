@@ -67,13 +67,22 @@ def test_warnings():
     for expected in (
         "2 prompts: there are no intervals below 3",
         "other: the baseline was not run",
-        "draft_model a (toy float32 greedy batch 1): ran on 1 of 2 prompts",
-        "draft_model a (toy float32 greedy batch 1): no run has a baseline of the same group, repeat and process",
-        "draft_model a (toy float32 greedy batch 1): degenerate texts on 1 of 1 prompts",
+        "toy float32 greedy batch 1: draft_model a: ran on 1 of 2 prompts",
+        "toy float32 greedy batch 1: draft_model a: no run has a baseline of the same group, repeat and process",
+        "toy float32 greedy batch 1: draft_model a: degenerate texts on 1 of 1 prompts",
         "1 texts differ from the baseline's and are no ties, first p0 at token 3, margin 2, resolution 0.01",
-        "draft_model b (toy float32 greedy batch 1): 1 of 2 groups have no baseline of the same process",
+        "toy float32 greedy batch 1: draft_model b: 1 of 2 groups have no baseline of the same process",
     ):
         assert expected in warnings
+
+
+def test_a_warning_of_many_arms_is_one():
+    header, records = a_sweep(num_arms=3)
+    for run in records:
+        run["requests"][0]["tokens"] = [5] * 40
+    warnings = summarize(header, records)["warnings"]
+    expected = "toy float32 greedy batch 1: 4 arms: degenerate texts on 6 of 6 prompts: that favours drafters that copy"
+    assert warnings == [expected]
 
 
 def test_a_clean_bench_has_no_warnings():
