@@ -58,7 +58,15 @@ def by_position(steps: Steps) -> dict[str, Ratio | list[Ratio]]:
 
 
 def histograms(steps: Steps) -> dict[str, Any]:
-    """How many steps with a draft accepted how much: in all, by the draft's depth, and by who drafted."""
+    """How many steps with a draft accepted how much: in all, by the draft's depth, and by who drafted.
+
+    Example:
+        >>> from .columns import steps_of
+        >>> told = {"emitted": [2, 1], "accepted": [1, 0], "drafted": [2, 2], "nodes": [2, 2], "wasted": [0, 0]}
+        >>> found = histograms(steps_of([(0, {"steps": {**told, "source": ["ngram", "suffix"]}})], 1))
+        >>> found["acceptance_histogram_by_draft_length"], found["by_source"]["ngram"]["num_accepted"]
+        ({'2': {'0': 1, '1': 1}}, 1)
+    """
     drafts = np.flatnonzero(steps.nodes > 0).tolist()
     by_depth: dict[int, Counter[int]] = {}
     by_source: dict[str, dict[str, int]] = {}

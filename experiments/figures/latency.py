@@ -110,14 +110,26 @@ def _after_first(run: Run, units: Mapping[str, int]) -> tuple[float, float]:
 
 
 def throughput(runs: Iterable[Run]) -> Ratio:
-    """New tokens and seconds of each run: a group of prompts that ran together is one draw."""
+    """New tokens and seconds of each run: a group of prompts that ran together is one draw.
+
+    Example:
+        >>> throughput([{"requests": [{"tokens": [5, 6]}, {"tokens": [7]}], "seconds": 0.5}])
+        (array([3.]), array([0.5]))
+    """
     listed = list(runs)
     tokens = np.array([num_tokens(run) for run in listed], dtype=np.float64)
     return tokens, np.array([run["seconds"] for run in listed], dtype=np.float64)
 
 
 def split(runs: Iterable[Run]) -> dict[str, float | None]:
-    """Seconds by part of the round, outside of the rounds, and in all; parts are None where runs report no rounds."""
+    """Seconds by part of the round, outside of the rounds, and in all; parts are None where runs report no rounds.
+
+    Example:
+        >>> rounds = {"draft": [1.0], "score": [2.0], "rule": [0.25], "cache": [0.25], "host": [0.5]}
+        >>> found = split([{"seconds": 4.5, "calls": [{"rounds": rounds}]}])
+        >>> found["outside"], found["total"]
+        (0.5, 4.5)
+    """
     listed = list(runs)
     total = float(sum(run["seconds"] for run in listed))
     rounds = [call["rounds"] for run in listed for call in run["calls"]]

@@ -41,7 +41,14 @@ def by_group(runs: Iterable[Run]) -> dict[int, list[Run]]:
 
 
 def counted(runs: Iterable[Run]) -> list[Run]:
-    """The runs that acceptance is counted in: one of each group if all repeats wrote the same, else all of them."""
+    """The runs that acceptance is counted in: one of each group if all repeats wrote the same, else all of them.
+
+    Example:
+        >>> run = {"group": 0, "repeat": 0, "requests": [{"tokens": [5, 6]}]}
+        >>> other = {"group": 0, "repeat": 2, "requests": [{"tokens": [5, 7]}]}
+        >>> len(counted([run, run | {"repeat": 1}])), len(counted([run, run | {"repeat": 1}, other]))
+        (1, 3)
+    """
     kept: list[Run] = []
     for repeats in by_group(runs).values():
         texts = {tuple(tuple(request["tokens"]) for request in run["requests"]) for run in repeats}
@@ -50,7 +57,12 @@ def counted(runs: Iterable[Run]) -> list[Run]:
 
 
 def timed(runs: Iterable[Run]) -> list[Run]:
-    """The run of each group with the median time."""
+    """The run of each group with the median time.
+
+    Example:
+        >>> [run["seconds"] for run in timed({"group": 0, "repeat": i, "seconds": s} for i, s in enumerate((3, 9, 4)))]
+        [4]
+    """
     return [repeats[median_index([run["seconds"] for run in repeats])] for repeats in by_group(runs).values()]
 
 
@@ -68,12 +80,23 @@ def pairs(runs: Iterable[Run], others: Iterable[Run]) -> dict[int, Pair]:
 
 
 def num_tokens(run: Run) -> int:
-    """New tokens of all requests of the run."""
+    """New tokens of all requests of the run.
+
+    Example:
+        >>> num_tokens({"requests": [{"tokens": [5, 6]}, {"tokens": [7]}]})
+        3
+    """
     return sum(len(request["tokens"]) for request in run["requests"])
 
 
 def ratio(pair: Pair) -> float:
-    """How many times the tokens per second of the second run the first has."""
+    """How many times the tokens per second of the second run the first has.
+
+    Example:
+        >>> run = {"requests": [{"tokens": [5, 6]}], "seconds": 2.0}
+        >>> ratio((run, run | {"seconds": 3.0}))
+        1.5
+    """
     own, other = (num_tokens(run) / float(run["seconds"]) for run in pair)
     return own / other
 

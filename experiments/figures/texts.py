@@ -37,7 +37,12 @@ def num_repeated(tokens: Sequence[int]) -> int:
 
 
 def is_degenerate(request: Request, repeated: int) -> bool:
-    """Whether a text says nothing about drafting: mostly repetition, or over before it began."""
+    """Whether a text says nothing about drafting: mostly repetition, or over before it began.
+
+    Example:
+        >>> is_degenerate({"tokens": [2], "finish_reason": "eos"}, 0), is_degenerate({"tokens": [2] * 40}, 40)
+        (True, True)
+    """
     num_tokens = len(request["tokens"])
     if num_tokens < MIN_TOKENS:
         return num_tokens <= 1 and request["finish_reason"] == "eos"
