@@ -57,7 +57,7 @@ def opened(line: bytes) -> dict[str, Any]:
         ValueError: no checksum
     """
     try:
-        record = json.loads(line)
+        record: Any = json.loads(line)
     except ValueError:
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or CHECKSUM not in record:
@@ -72,7 +72,7 @@ def opened(line: bytes) -> dict[str, Any]:
     wrong = next((name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)), None)
     if wrong is not None:
         raise ValueError(f"no {wrong!r} as a run has it")
-    return record
+    return dict(record)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"expected a header of kind {KIND!r}, version {VERSION}, got {found} in {str(path)!r}; {remedy}"
         )
-    return header
+    return dict(header)
 
 
 def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -163,6 +163,10 @@ class RecordFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back."""
         self._file.close()
 
 

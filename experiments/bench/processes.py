@@ -1,0 +1,51 @@
+"""One process or many: `accelerate launch` starts them, and each runs its share of the groups."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Which process of how many this is.
+
+    Example:
+        >>> here = processes()
+        >>> here.rank, here.count, here.share(5)
+        (0, 1, [0, 1, 2, 3, 4])
+    """
+
+    rank: int = 0
+    count: int = 1
+    state: Any = None  # accelerate's PartialState, if there are several
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> str | None:
+        """The device that accelerate gave this process; None if there is one process."""
+        return None if self.state is None else str(self.state.device)
+
+    def share(self, num_groups: int) -> list[int]:
+        """The groups of this process."""
+        return list(range(self.rank, num_groups, self.count))
+
+    def barrier(self) -> None:
+        """Waits for the others."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+
+def processes(device: str | None = None) -> Processes:
+    """This process among those that were launched together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    is_on_cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=is_on_cpu)
+    return Processes(state.process_index, state.num_processes, state)
