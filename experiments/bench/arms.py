@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -121,9 +121,9 @@ def _plan_cell(plan: Plan, sweep: Sweep, bench: Workbench, shared: dict[str, Any
     present = {baseline["id"]: baseline["label"]}
     plan.arms.append(baseline)
     for spec in _specs(sweep, bench):
-        wanted = spec.pop("verifier", AUTO)
-        if not do_sample:
-            spec = {name: value for name, value in spec.items() if name not in GREEDY_MEANS_NOTHING}
+        wanted = spec.get("verifier", AUTO)
+        unheard = ("verifier", *(() if do_sample else GREEDY_MEANS_NOTHING))
+        spec = {name: value for name, value in spec.items() if name not in unheard}
         asked = label_of(short_name(spec[NAMED]), spec, wanted)
         where = f"{asked}, {sampling_label(shared['sampling'])}"
         reason = _misfit(spec, wanted, shared)
@@ -147,13 +147,15 @@ def _plan_cell(plan: Plan, sweep: Sweep, bench: Workbench, shared: dict[str, Any
         plan.arms.append(arm | {"baseline": baseline["id"]})
 
 
-def _specs(sweep: Sweep, bench: Workbench) -> Iterator[dict[str, Any]]:
+def _specs(sweep: Sweep, bench: Workbench) -> list[dict[str, Any]]:
+    """The mappings of all drafters, each once."""
     names = bench.names()
     if sweep.drafter is None:
         trees = [name for name, spec in names.items() if set(spec) - {NAMED}]
         tables: list[Mapping[str, Any]] = [spec for name, spec in names.items() if name not in trees]
     else:
         tables = [{**names.get(short_name(table[NAMED]), {}), **_resolved(table, names)} for table in sweep.drafter]
+    found: list[dict[str, Any]] = []
     for table in tables:
         for spec in specs_of(table, sweep):
             if spec[NAMED] == BASELINE:
@@ -162,7 +164,9 @@ def _specs(sweep: Sweep, bench: Workbench) -> Iterator[dict[str, Any]]:
                 spec = {name: value for name, value in spec.items() if name != "verifier" or name in table}
             if "speculative_token_tree" in spec and "num_tree_nodes" not in table:
                 spec.pop("num_tree_nodes", None)
-            yield spec
+            if spec not in found:
+                found.append(spec)
+    return found
 
 
 def _resolved(table: Mapping[str, Any], names: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def opened(line: bytes) -> dict[str, Any]:
     """
     try:
         record: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or CHECKSUM not in record:
         raise ValueError("no checksum")
@@ -87,7 +87,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise ValueError(f"expected a folder with {HEADER}, got {str(folder)!r}; {remedy}")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a header in JSON, got {str(path)!r}: {error}; {remedy}") from error
     is_ours = isinstance(header, dict) and header.get("kind") == KIND and isinstance(header.get("arms"), list)
     if not is_ours or header.get("version") != VERSION:
