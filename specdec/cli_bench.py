@@ -94,8 +94,11 @@ def _measure(sweep: Path | None, given: dict[str, Any], out: Path | None, json_f
     wanted = sweep_of({**({} if sweep is None else read_sweep(sweep)), **flags})
     use_threads(wanted.threads)
     here = processes(wanted.device)
-    with quiet_transformers(), progress() as advance:
-        header = run_bench(wanted, out, here, console(), advance if here.is_first else _unseen)
+    try:
+        with quiet_transformers(), progress() as advance:
+            header = run_bench(wanted, out, here, console(), advance if here.is_first else _unseen)
+    finally:
+        here.close()
     if here.is_first:
         write_json(json_file, header)
 

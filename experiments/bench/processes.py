@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # as torchrun and MPI name them
+
 
 @dataclass(frozen=True, slots=True)
 class Processes:
@@ -39,10 +41,15 @@ class Processes:
         if self.state is not None:
             self.state.wait_for_everyone()
 
+    def close(self) -> None:
+        """Takes leave of the others."""
+        if self.state is not None:
+            self.state.destroy_process_group()
+
 
 def processes(device: str | None = None) -> Processes:
     """This process among those that were launched together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if all(int(os.environ.get(name, "1")) < 2 for name in SIZES):
         return Processes()
     from accelerate import PartialState
 
