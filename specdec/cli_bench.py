@@ -40,6 +40,7 @@ NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="
 Repeats = Annotated[int | None, typer.Option(min=1, help="Timed runs per arm and group of prompts.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Spread the target over devices: auto, balanced, ...")]
+TpPlan = Annotated[str | None, typer.Option(help="Share the target among the processes of torchrun: auto.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; the same sweep goes on there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its time; write nothing.")]
 PlanFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the header here as well.")]
@@ -73,6 +74,7 @@ def bench(
     seed: SeedOption = None,
     device: Device = None,
     device_map: DeviceMap = None,
+    tp_plan: TpPlan = None,
     graphs: Graphs = None,
     threads: Threads = None,
     out: Out = Path("specdec-bench"),
@@ -93,7 +95,7 @@ def _measure(sweep: Path | None, given: dict[str, Any], out: Path | None, json_f
     flags = {name: _listed(name, value) for name, value in given.items()}
     wanted = sweep_of({**({} if sweep is None else read_sweep(sweep)), **flags})
     use_threads(wanted.threads)
-    here = processes(wanted.device)
+    here = processes(wanted.device, wanted.tp_plan is not None)
     try:
         with quiet_transformers(), progress() as advance:
             header = run_bench(wanted, out, here, console(), advance if here.is_first else _unseen)

@@ -67,6 +67,7 @@ def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Con
     for target in reversed(sweep.target):  # the first one stays loaded
         Runner(loader.get(target)).require_room(members, sweep.max_new_tokens)
     header = header_of(sweep, plan, prompts)
+    header["environment"]["num_processes"] = processes.count
     if processes.is_first:
         show_plan(plan, works, sweep.repeats, console)
         console.print(plan_line(plan, works, len(prompts), sweep.repeats))

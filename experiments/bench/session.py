@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -83,7 +84,10 @@ class Session:
         self._folder, self._header, self._processes = folder, header, processes
         self._process = uuid.uuid4().hex[:12]
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = RecordFile(folder / f"records-{processes.rank}.jsonl")
+        self._open = ExitStack()
+        self._file = None
+        if processes.writes:
+            self._file = self._open.enter_context(RecordFile(folder / f"records-{processes.rank}.jsonl"))
         try:
             if processes.is_first:
                 _begin(folder, header)
@@ -91,7 +95,7 @@ class Session:
             _require_same(read_header(folder), header)
             records, self.warnings = read_records(folder)
         except BaseException:
-            self._file.close()
+            self._open.close()
             raise
         self._done = {key_of(record) for record in records}
         processes.barrier()  # nobody writes before everybody has read
@@ -100,7 +104,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._open.close()
 
     def missing(self, work: Work, repeats: int) -> Iterator[tuple[int, int, list[Arm]]]:
         """(group, repeat, arms) of what this process has yet to run, the baseline among them, in turns."""
@@ -125,10 +129,16 @@ class Session:
                     held.insert(0, held.pop())  # its line comes first
                 if baseline is not None:
                     for ready, run in held:
-                        record = with_differences(bench, ready, run, baseline)
-                        self._file.append({"arm": ready["id"], **key, **record})
+                        self._keep(bench, ready, run, baseline, key)
                     held.clear()
                 on_run(arm["label"])
+
+    def _keep(self, bench: Workbench, arm: Arm, run: Finished, baseline: Finished, key: Mapping[str, Any]) -> None:
+        """Writes a run. What is made of its text afterwards, untimed, belongs here, before its line: the line says that
+        the run is done."""
+        record = with_differences(bench, arm, run, baseline)
+        if self._file is not None:
+            self._file.append({"arm": arm["id"], **key, **record})
 
 
 def warmed(runner: Runner, works: Sequence[Work], on_run: OnRun) -> dict[str, float]:

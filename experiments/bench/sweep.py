@@ -52,8 +52,15 @@ class Sweep:
     seed: int = 0
     device: str | None = None
     device_map: str | None = None
+    tp_plan: str | None = None
     graphs: bool | None = None
     threads: int | None = None
+
+    @property
+    def spread(self) -> dict[str, str]:
+        """How the target lies over several devices, as `load_model` takes it."""
+        given = {"device_map": self.device_map, "tp_plan": self.tp_plan}
+        return {name: value for name, value in given.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -100,6 +107,8 @@ def sweep_of(settings: Mapping[str, Any]) -> Sweep:
     drawn = [name for name in ("top_p", "top_k", "min_p") if getattr(sweep, name) != (None,)]
     if drawn and not any(sweep.temperature):
         raise ValueError(f"expected a temperature above 0 with {drawn[0]}, got 0; add temperature 1")
+    if len(sweep.spread) > 1:
+        raise ValueError("expected device_map or tp_plan, got both; drop one")
     return sweep
 
 
@@ -242,6 +251,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _whole(0),
     "device": _text,
     "device_map": _text,
+    "tp_plan": lambda name, given: None if given is None else known(given, ["auto"], name),
     "graphs": _flag,
     "threads": lambda name, given: None if given is None else _whole(1)(name, given),
 }

@@ -137,8 +137,9 @@ class Workbench:
 
 def workbench(sweep: Sweep, target: str | None, dtype: str | None, device: str | None = None) -> Workbench:
     """The models of one target and dtype of a sweep, loaded."""
-    models = load_models(target, sweep.draft, dtype, sweep.device or device, sweep.head)
-    graphs = models.is_on_gpu if sweep.graphs is None else sweep.graphs
+    place = sweep.device or (None if sweep.spread else device)
+    models = load_models(target, sweep.draft, dtype, place, sweep.head, sweep.spread)
+    graphs = models.is_on_gpu and not sweep.spread if sweep.graphs is None else sweep.graphs
     return Workbench(models, paged(models.target, graphs=graphs))
 
 

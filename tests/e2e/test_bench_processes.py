@@ -1,4 +1,4 @@
-"""A benchmark that is killed with SIGKILL again and again, and one that several processes share."""
+"""A benchmark that is killed with SIGKILL again and again, one that several processes share, and a target that is."""
 
 import json
 import os
@@ -11,15 +11,17 @@ import pytest
 from specdec.experiments.bench.store import key_of, read_header, read_records
 from tests.project import ROOT
 
-SWEEP = (
-    "--drafter ngram,draft_model --num-speculative-tokens 2 --repeats 2 --max-new-tokens 6 --dtype float32 --device cpu"
-)
+SWEEP = "--drafter ngram,draft_model --num-speculative-tokens 2 --repeats 2 --max-new-tokens 6 --dtype float32"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def words(folders):
-    return f"bench --target {folders}/target --draft {folders}/draft --prompts {folders}/prompts.jsonl {SWEEP}".split()
+    return f"{model_words(folders)} --device cpu".split()
+
+
+def model_words(folders):
+    return f"bench --target {folders}/target --draft {folders}/draft --prompts {folders}/prompts.jsonl {SWEEP}"
 
 
 def started(*command):
@@ -42,7 +44,7 @@ def figures(folder):
     for record in records:
         mine = [(each["prompt"], each["tokens"], each["steps"], each.get("difference")) for each in record["requests"]]
         assert found.setdefault(key_of(record), mine) == mine
-    return found, [{**arm} for arm in header["arms"]]
+    return found, header["arms"]
 
 
 @pytest.mark.parametrize("seed, kills", [(0, 6), pytest.param(1, 20, marks=pytest.mark.slow)])
@@ -72,3 +74,33 @@ def test_two_processes_give_what_one_gives(specdec, words, tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     assert specdec(" ".join([*words, "--out", f"{tmp_path}/two"])).exit_code == 0
     assert figures(tmp_path / "two") == figures(tmp_path / "one")
+
+
+def test_a_target_over_two_processes_writes_the_same_texts(specdec, folders, tmp_path):
+    """Tensor parallelism: both run everything, one writes. Sums in another order may part texts, at ties only."""
+    words = model_words(folders).split()
+    launch = "-m torch.distributed.run --nproc-per-node 2 --master-port 0 --standalone -m specdec".split()
+    started(*launch, *words, "--tp-plan", "auto", "--out", tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two").glob("records-*.jsonl")] == ["records-0.jsonl"]
+    records, warnings = read_records(tmp_path / "two")
+    assert warnings == [] and len(records) == 3 * 3 * 2
+    found = [request["difference"] for each in records for request in each["requests"] if "difference" in request]
+    assert len(found) == 2 * 3 * 2 and all(each is None or each["is_tie"] for each in found)
+
+
+def test_tensor_parallelism_wants_processes(specdec, folders, tmp_path):
+    finished = specdec(f"{model_words(folders)} --tp-plan auto --out {tmp_path}/one")
+    assert finished.exit_code == 1 and "torchrun --nproc-per-node 2" in finished.stderr
+
+
+def test_a_target_laid_out_by_a_device_map_writes_the_same_texts(specdec, folders, tmp_path):
+    words = model_words(folders)
+    assert specdec(f"{words} --out {tmp_path}/one").exit_code == 0
+    assert specdec(f"{words} --device-map auto --out {tmp_path}/map").exit_code == 0
+    assert figures(tmp_path / "map") == figures(tmp_path / "one")
+    for both, message in (
+        ("--device cpu", "got both, 'cpu' too"),
+        ("--tp-plan auto", "expected device_map or tp_plan"),
+    ):
+        finished = specdec(f"{words} --device-map auto {both} --out {tmp_path}/no")
+        assert finished.exit_code == 1 and message in finished.stderr
