@@ -75,7 +75,10 @@ def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Con
         _estimate(loader, works, {work.cell: len(work.groups) * sweep.repeats for work in works}, console, on_run)
         return header
     with Session(out, header, processes) as session:
-        _run_all(session, loader, works, sweep, _Reporter(processes, console, on_run))
+        reporter = _Reporter(processes, console, on_run)
+        for line in session.changes:
+            reporter.say(f"warning: {line}")
+        _run_all(session, loader, works, sweep, reporter)
         processes.barrier()
     if processes.is_first:
         records, warnings = read_records(out)

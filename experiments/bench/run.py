@@ -129,7 +129,9 @@ class Runner:
             kwargs["custom_generate"] = loop
         lookup = arm["num_speculative_tokens"] if is_theirs(arm) else None
         model: Any = self._model
-        with torch.random.fork_rng(), assistant_settings(self._bench.models.draft, lookup) if lookup else nullcontext():
+        device = self._model.device
+        untouched = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with untouched, assistant_settings(self._bench.models.draft, lookup) if lookup else nullcontext():
             torch.manual_seed(seeds[0] % 2**63)
             self._synchronize()
             began = perf_counter()

@@ -92,11 +92,13 @@ class Session:
             if processes.is_first:
                 _begin(folder, header)
             processes.barrier()
-            _require_same(read_header(folder), header)
-            records, self.warnings = read_records(folder)
+            found = read_header(folder)
+            _require_same(found, header)
+            records, _ = read_records(folder)
         except BaseException:
             self._open.close()
             raise
+        self.changes = _changes(found["environment"], header["environment"])
         self._done = {key_of(record) for record in records}
         processes.barrier()  # nobody writes before everybody has read
 
@@ -182,6 +184,12 @@ def _require_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             f"expected the sweep that the folder holds, got another: {where} is {before!r} there and {now!r} now; "
             "pass another --out FOLDER"
         )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when the folder was begun: times of its runs may not compare."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return [f"the folder was begun with {name} {before.get(name)}, and goes on with {now[name]}" for name in names]
 
 
 def _difference(where: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -4,7 +4,6 @@ bench.json           what is run: settings, arms, prompts, environment
 records-<rank>.jsonl one line per run, each with a checksum; written by one process, read by all
 """
 
-import fcntl
 import json
 import os
 import zlib
@@ -142,6 +141,8 @@ class RecordFile:
     """
 
     def __init__(self, path: Path) -> None:
+        import fcntl  # Unix only: elsewhere the other commands still work
+
         self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,6 +85,7 @@ class Workbench:
         if method in self.models.heads or method in HEADS:
             return self._settled_head(method, spec)
         known(method, [*self.names(), *DRAFTERS], "drafter")
+        name = method
         if spec.get("speculative_token_tree") is not None:
             spec["num_speculative_tokens"] = _depth_of(spec)
         options = dict(spec)
@@ -92,10 +93,11 @@ class Workbench:
             path = spec.get("model", self.models.draft_name)
             if path is None:
                 raise ValueError(f"expected a draft model for {method!r}, got none; pass --draft FOLDER")
-            is_given = path in (self.models.draft_name, f"{SHIPPED}draft")
+            is_given = path == self.models.draft_name or (path, self.models.draft_name) == (f"{SHIPPED}draft", EMBEDDED)
             options["model"] = self.models.draft if is_given else self._draft(path)
+            name = method if is_given else f"{method} {Path(path).name}"
             spec["model"] = f"{SHIPPED}draft" if path == EMBEDDED else path
-        return Settled(method, spec, build_drafter(options, self.target))
+        return Settled(name, spec, build_drafter(options, self.target))
 
     def _settled_theirs(self, method: str, spec: dict[str, Any]) -> Settled:
         allowed = () if method == BASELINE else ("num_speculative_tokens",)

@@ -17,10 +17,12 @@ ARM_KEYS = {
 
 @pytest.fixture
 def bench(specdec, tmp_path):
-    """Runs a sweep into a folder; returns header and records."""
+    """Runs a sweep into a folder; returns header and records, or what it said if it fails or may do either (None)."""
 
     def run(line="", out="out", code=0):
         finished = specdec(f"{BENCH} --out {tmp_path}/{out} {line}")
+        if code is None:
+            return finished
         assert finished.exit_code == code, finished.output
         if code:
             return finished
@@ -154,6 +156,38 @@ def test_another_sweep_is_refused(bench, other, message):
     finished = bench(f"{line} --max-new-tokens 2 {other}", code=1)
     assert message in finished.stderr and "pass another --out FOLDER" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_a_changed_environment_is_told(bench, tmp_path):
+    line = "--drafter ngram --num-speculative-tokens 2 --max-new-tokens 2"
+    header, _ = bench(line)
+    header["environment"]["torch"] = "2.0"
+    (tmp_path / "out" / "bench.json").write_text(json.dumps(header))
+    finished = bench(line, code=None)
+    assert finished.exit_code == 0 and "warning: the folder was begun with torch 2.0, and goes on" in finished.stdout
+
+
+def test_damaged_lines_are_named_and_their_runs_repeated(bench, tmp_path):
+    line = "--drafter ngram --num-speculative-tokens 2 --num-prompts 1"
+    _, records = bench(line)
+    path = tmp_path / "out" / "records-0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0].replace(b"tokens", b"token5"), b"from elsewhere\n", *lines[1:]]))
+    finished = bench(line, code=None)
+    assert finished.exit_code == 0
+    for text in ("records-0.jsonl:1: skipped, wrong checksum", "records-0.jsonl:2: skipped, not JSON"):
+        assert f"warning: {text}" in finished.stdout
+    assert texts(read_records(tmp_path / "out")[0]) == texts(records)
+
+
+def test_two_draft_models_are_told_apart(bench, tmp_path, folders):
+    toml = tmp_path / "s.toml"
+    toml.write_text(
+        "num_speculative_tokens = 2\nnum_prompts = 1\n[[drafter]]\nmethod = 'draft_model'\n"
+        f"[[drafter]]\nmethod = 'draft_model'\nmodel = '{folders}/target'\n"
+    )
+    header, _ = bench(str(toml))
+    assert [arm["drafter_name"] for arm in header["arms"]] == [None, "draft_model", "draft_model target"]
 
 
 def test_changed_prompts_are_another_sweep(bench, tmp_path, folders):
