@@ -36,6 +36,9 @@ Drafters = Annotated[
 Trees = Annotated[list[str] | None, typer.Option(help="Tree like [(0,), (1,), (0, 0)]; may be repeated.")]
 PromptSource = Annotated[str | None, typer.Option(help="Where prompts come from; our own by default.")]
 PerCategory = Annotated[int | None, typer.Option("--num-prompts", min=1, help="Prompts per category.")]
+ChatTemplate = Annotated[
+    bool | None, typer.Option("--chat-template/--no-chat-template", help="Usual if the tokenizer has one.")
+]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 Repeats = Annotated[int | None, typer.Option(min=1, help="Timed runs per arm and group of prompts.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.")]
@@ -69,6 +72,7 @@ def bench(
     prompts: PromptSource = None,
     num_prompts: PerCategory = None,
     category: Annotated[Axis, axis("Categories of prompts; all by default")] = None,
+    use_chat_template: ChatTemplate = None,
     max_new_tokens: NewTokens = None,
     repeats: Repeats = None,
     seed: SeedOption = None,

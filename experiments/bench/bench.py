@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..measure import OnRun
-from ..prompts import PROMPTS, Prompt, first_per_task, read_prompts
+from ..prompts import PROMPTS, Prompt, first_per_category, read_prompts
 from .arms import planned, workbench_dtype
 from .processes import Processes
 from .run import Member, Runner
@@ -44,13 +44,8 @@ def chosen_prompts(sweep: Sweep) -> list[Prompt]:
     Raises:
         ValueError: there are none, or none of a category.
     """
-    prompts = read_prompts(PROMPTS if sweep.prompts is None else Path(sweep.prompts))
-    there = dict.fromkeys(prompt.category for prompt in prompts)
-    for category in sweep.category:
-        if category not in there:
-            raise ValueError(f"expected a category of {', '.join(there)}, got {category!r}; name one of them")
-    wanted = [prompt for prompt in prompts if not sweep.category or prompt.category in sweep.category]
-    return first_per_task(wanted, sweep.num_prompts)
+    prompts = read_prompts(PROMPTS if sweep.prompts is None else sweep.prompts)
+    return first_per_category(prompts, sweep.num_prompts, sweep.category or None)
 
 
 def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Console, on_run: OnRun) -> dict[str, Any]:
@@ -65,7 +60,7 @@ def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Con
     works = work_of(plan, prompts)
     members = [Member(prompt, index) for index, prompt in enumerate(prompts)]
     for target in reversed(sweep.target):  # the first one stays loaded
-        Runner(loader.get(target)).require_room(members, sweep.max_new_tokens)
+        Runner(loader.get(target), sweep.use_chat_template).require_room(members, sweep.max_new_tokens)
     header = header_of(sweep, plan, prompts)
     header["environment"]["num_processes"] = processes.count
     if processes.is_first:
@@ -115,7 +110,7 @@ def _run_all(session: Session, loader: Loader, works: Sequence[Work], sweep: Swe
         if not here:
             continue
         bench = loader.get(_path_of(target, sweep), dtype)
-        runner = Runner(bench)
+        runner = Runner(bench, sweep.use_chat_template)
         seconds = warmed(runner, here, reporter.on_run)
         reporter.say(_estimate_line(here, missing, seconds, f"{target} {dtype}"))
         for work in here:
@@ -127,7 +122,7 @@ def _estimate(loader: Loader, works: Sequence[Work], turns: dict[str, int], cons
     target, dtype = (works[0].arms[0][name] for name in ("target", "dtype"))
     here = [work for work in works if all(work.arms[0][name] == works[0].arms[0][name] for name in ("target", "dtype"))]
     bench = loader.get(_path_of(target, loader.sweep), dtype)
-    seconds = warmed(Runner(bench), here, on_run)
+    seconds = warmed(Runner(bench, loader.sweep.use_chat_template), here, on_run)
     missing = {work.cell: turns[work.cell] * len(work.arms) for work in here}
     console.print(_estimate_line(here, missing, seconds, f"{target} {dtype}"), highlight=False)
 

@@ -67,8 +67,8 @@ class Runner:
         (4, 'length')
     """
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench, self._model = bench, bench.models.target
+    def __init__(self, bench: Workbench, use_chat_template: bool | None = None) -> None:
+        self._bench, self._model, self._use_chat_template = bench, bench.models.target, use_chat_template
         eos = self._model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         pad = bench.models.tokenizer.pad_token_id
@@ -76,7 +76,7 @@ class Runner:
 
     def run(self, arm: Arm, members: Sequence[Member], max_new_tokens: int | None = None) -> Finished:
         """What the arm does with these prompts, together in one batch; its `difference` is not known yet."""
-        talks = [Conversation(member.prompt, self._bench.models) for member in members]
+        talks = [self.talk(member) for member in members]
         record: dict[str, Any] = {"began": time.time(), "seconds": 0.0, "calls": [], "requests": []}
         inputs, memory = {}, []
         prompted = {row: ids for row, talk in enumerate(talks) if (ids := talk.next_input()) is not None}
@@ -103,11 +103,15 @@ class Runner:
         record["memory"] = {name: _most(each[name] for each in memory) for name in memory[0]}
         return Finished(record, inputs)
 
+    def talk(self, member: Member) -> Conversation:
+        """The conversation that a prompt begins."""
+        return Conversation(member.prompt, self._bench.models, self._use_chat_template)
+
     def require_room(self, members: Sequence[Member], max_new_tokens: int) -> None:
         """Raises for a prompt whose turns, answered at full length, do not fit into the target's context."""
         context = paged(self._model).max_positions
         for member in members:
-            talk = Conversation(member.prompt, self._bench.models)
+            talk = self.talk(member)
             while (ids := talk.next_input()) is not None:
                 if ids.shape[1] + max_new_tokens > context:
                     raise ValueError(

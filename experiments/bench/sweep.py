@@ -47,6 +47,7 @@ class Sweep:
     prompts: str | None = None
     num_prompts: int = 2  # per category
     category: tuple[str, ...] = ()
+    use_chat_template: bool | None = None  # None: if the tokenizer has one
     max_new_tokens: int = 48
     repeats: int = 1
     seed: int = 0
@@ -246,6 +247,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prompts": _text,
     "num_prompts": _whole(1),
     "category": lambda name, given: _texts(name, given) or (),
+    "use_chat_template": _flag,
     "max_new_tokens": _whole(1),
     "repeats": _whole(1),
     "seed": _whole(0),

@@ -218,7 +218,7 @@ MISTAKES = {
     "unknown rule": ("--verifier blok", "did you mean 'block'?"),
     "no such file": ("nowhere.toml", "there is no such file"),
     "no number": ("--temperature hot", "a number from 0 to 100 for temperature, got 'hot'"),
-    "unknown category": ("--category novel", "expected a category of story, code, got 'novel'"),
+    "unknown category": ("--category novel", "expected categories of story, code, got 'novel'"),
     "too long": ("--max-new-tokens 500", "within the context of 128"),
     "nothing left": ("--drafter replay", "expected at least one drafter that can be measured"),
 }
