@@ -15,6 +15,8 @@ from specdec.experiments.bench.workbench import workbench
 class Talk:
     """A prompt of several turns."""
 
+    system = None
+
     def __init__(self, name, *turns):
         self.id, self.category, self.turns = name, "talk", turns
 
