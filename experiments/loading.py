@@ -76,6 +76,7 @@ def load_models(
     dtype: str | None = None,
     device: str | None = None,
     heads: Sequence[str] | None = None,
+    spread: Mapping[str, str] | None = None,
 ) -> Models:
     """The embedded models, or those of these folders or hub ids.
 
@@ -86,13 +87,14 @@ def load_models(
         device: None for the GPU if there is one.
         heads: self-draft heads of the target, which are called as the last part of their path; None for the embedded
             ones if the target is embedded. They are not loaded yet.
+        spread: how to lay the target over several devices, as `load_model` takes it; instead of a device.
 
     Raises:
         ValueError: something is missing, damaged, unknown, or does not fit together.
     """
     is_embedded = target is None
     draft_path = str(FOLDER / "draft") if draft is None and is_embedded else draft
-    model = load_target(target, dtype, device)
+    model = load_target(target, dtype, device, spread)
     tokenizer = load_tokenizer(str(FOLDER / "tokenizer") if target is None else target)
     draft_model = None
     if draft_path is not None:
@@ -112,12 +114,20 @@ def _named(heads: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, heads, strict=True))
 
 
-def load_target(target: str | None = None, dtype: str | None = None, device: str | None = None) -> PreTrainedModel:
+def load_target(
+    target: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    spread: Mapping[str, str] | None = None,
+) -> PreTrainedModel:
     """The model alone; its options and errors are those of `load_models`."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
     kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if target is None else "auto"
-    return load_model(str(FOLDER / "target") if target is None else target, kind, _device(device))
+    if device is not None and spread:
+        raise ValueError(f"expected a device or {next(iter(spread))}, got both, {device!r} too; drop one")
+    place = "cpu" if spread else _device(device)
+    return load_model(str(FOLDER / "target") if target is None else target, kind, place, spread)
 
 
 def _device(name: str | None) -> torch.device:

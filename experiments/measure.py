@@ -120,9 +120,19 @@ def turns(field: Sequence[T], num_prompts: int, repeats: int) -> Iterator[tuple[
     """
     for repeat in range(repeats):
         for index in range(num_prompts):
-            first = (repeat + index) % len(field)
-            for contender in [*field[first:], *field[:first]]:
+            for contender in rotated(field, repeat + index):
                 yield contender, index
+
+
+def rotated(field: Sequence[T], turn: int) -> list[T]:
+    """The field with another one first in each turn.
+
+    Example:
+        >>> rotated("abc", 4)
+        ['b', 'c', 'a']
+    """
+    first = turn % len(field)
+    return [*field[first:], *field[:first]]
 
 
 def _timed(contender: Contender, prompt: Tensor) -> Run:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,18 @@ class Prompt:
     task: str
     text: str
 
+    @property
+    def category(self) -> str:
+        """Another word for its task."""
+        return self.task
 
-def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """What the user says."""
+        return (self.text,)
+
+
+def read_prompts(source: str | Path = PROMPTS) -> list[Prompt]:
     """The prompts of a file, in its order.
 
     Raises:
@@ -28,6 +38,7 @@ def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
         >>> sorted({prompt.task for prompt in read_prompts()})
         ['code', 'prose', 'story']
     """
+    path = Path(source)
     if not path.is_file():
         raise ValueError(f"expected a file of prompts, got {str(path)!r}; pass --prompts FILE in JSON lines")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -52,6 +63,22 @@ def first_per_task(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     for prompt in prompts:
         tasks[prompt.task].append(prompt)
     return [prompt for group in tasks.values() for prompt in group[:count]]
+
+
+def first_per_category(
+    prompts: Iterable[Prompt], count: int, categories: Collection[str] | None = None
+) -> list[Prompt]:
+    """The first `count` prompts of each category, or of each of these.
+
+    Raises:
+        ValueError: a category has no prompt.
+    """
+    listed = list(prompts)
+    there = dict.fromkeys(prompt.category for prompt in listed)
+    unknown = [name for name in categories or () if name not in there]
+    if unknown:
+        raise ValueError(f"expected categories of {', '.join(there)}, got {unknown[0]!r}; pick some of them")
+    return first_per_task([prompt for prompt in listed if not categories or prompt.category in categories], count)
 
 
 def _parsed(line: str, where: str) -> Prompt:

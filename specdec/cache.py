@@ -94,6 +94,11 @@ class PagedKVCache:
         """Pages that no table holds."""
         return self._allocator.num_free
 
+    def take_peak_bytes(self) -> dict[str, int]:
+        """Pool -> bytes of the most pages that were in use at once; the next call counts from now on."""
+        num_rows, self._allocator.peak = self._allocator.peak * self.page_size, self.num_pages - self.num_free_pages
+        return {name: num_rows * pool.slot_bytes().total() for name, pool in self._pools.items()}
+
     def pool(self, name: str) -> KVPool:
         """The pool of this name, made when first asked for."""
         if name not in self._pools:

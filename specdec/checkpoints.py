@@ -1,6 +1,6 @@
 """Models and tokenizers from a folder or the hub: safetensors only, every weight accounted for, no code of theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,20 @@ from .mtp_layouts import without_modules
 MAX_NAMES = 3  # weights named in an error
 
 
-def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(
+    path: str,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    spread: Mapping[str, str] | None = None,
+) -> PreTrainedModel:
     """The causal LM of a folder or hub id, in evaluation mode.
 
     Args:
         path: what `from_pretrained` takes.
         dtype: "auto" for the one the checkpoint was saved in.
         device: where to put it.
+        spread: how to lay it over several devices instead: {"device_map": "auto"}, or {"tp_plan": "auto"}, for which
+            as many processes were started together.
 
     Raises:
         ValueError: no safetensors, an unknown architecture, or weights that are missing, surplus or of another shape.
@@ -34,6 +41,7 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused below
+            **_placement(spread or {}),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
@@ -48,8 +56,19 @@ def load_model(path: str, dtype: torch.dtype | str = "auto", device: torch.devic
                 f"expected the weights of a {type(model).__name__}, got {len(names)} {kind} in {path!r} "
                 f"({listed(names)}); save the model again with save_pretrained, or correct its config.json"
             )
-    placed: PreTrainedModel = model.to(device).eval()
+    placed: PreTrainedModel = (model if spread else model.to(device)).eval()
     return placed
+
+
+def _placement(spread: Mapping[str, str]) -> dict[str, Any]:
+    """As this version of transformers takes it."""
+    plan: Any = spread.get("tp_plan")
+    if plan is None:
+        return dict(spread)
+    from transformers.distributed import DistributedConfig  # newer versions take the plan in it, and warn of the other
+
+    fields = getattr(DistributedConfig, "__dataclass_fields__", {})
+    return {"distributed_config": DistributedConfig(tp_plan=plan)} if "tp_plan" in fields else {"tp_plan": plan}
 
 
 def load_tokenizer(path: str) -> Any:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .cache import CacheFull
+from .cli_bench import bench_app
 from .cli_convert import convert
 from .cli_options import (
     Device,
@@ -74,6 +75,7 @@ class OneLineErrors(TyperGroup):
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app)
 app.command()(convert)
 
 

@@ -1,8 +1,8 @@
 """The drop-in: `generate` beside `model.generate`, and `speculate` for its `custom_generate`."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, cast
 
 import torch
@@ -35,6 +35,7 @@ class Speculation:
     level: Exactness
     seeds: tuple[int, ...]  # one per row; the same seed gives the same text
     rounds: tuple[Round, ...]
+    kv_bytes: Mapping[str, int] = field(default_factory=dict)  # pool -> bytes of the most pages in use at once
 
     @property
     def metrics(self) -> Metrics:
@@ -168,11 +169,14 @@ class speculate:  # noqa: N801 - reads as a verb where it is used
         sampler = Sampler(logits_processor, config.do_sample, num_rows=len(input_ids))
         stopping = Stopping(stopping_criteria, config.max_length, device=input_ids.device)
         options = _engine_options(config)
-        with Engine(target, method.drafter, method.verifier, target.cache or PagedKVCache(), options) as engine:
+        cache = target.cache or PagedKVCache()
+        cache.take_peak_bytes()  # counted from now on
+        with Engine(target, method.drafter, method.verifier, cache, options) as engine:
             requests = prompts.requests(sampler, stopping, seeds)
             with import_cache(engine, list(requests), model_kwargs.get("past_key_values")) as filled:
                 rounds = tuple(self._run(engine, filled, streamer))
-            self.last = Speculation(method.name, method.verifier.name, method.level, seeds, rounds)
+            about = method.name, method.verifier.name, method.level
+            self.last = Speculation(*about, seeds, rounds, cache.take_peak_bytes())
             sequences = _sequences(input_ids, rounds, config._pad_token_tensor)
             return _output(sequences, self.last, engine, prompts) if config.return_dict_in_generate else sequences
 

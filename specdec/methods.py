@@ -4,7 +4,7 @@ import copy
 import difflib
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -141,7 +141,7 @@ def method_of(drafter: Any, verifier: Any, target: PagedModel, do_sample: bool) 
     needs = None if built is None else built.needs
     if verifier == "auto":
         verifier = _fitting_rule(built, do_sample)
-    rule = VERIFIERS[_known(verifier, VERIFIERS, "rule")]() if isinstance(verifier, str) else verifier
+    rule = VERIFIERS[known(verifier, VERIFIERS, "rule")]() if isinstance(verifier, str) else verifier
     if rule.level is Exactness.GREEDY_IDENTICAL and do_sample:
         raise ValueError(f"expected do_sample=False with the rule {rule.name!r}, got True; use verifier='auto'")
     if rule.chain_only and needs is not None and needs.tree:
@@ -176,10 +176,10 @@ def _from_mapping(spec: Mapping[str, Any], target: PagedModel) -> Drafter:
     method = spec.get("method", "draft_model" if "model" in options else None)
     if method is None:
         raise ValueError(f"expected 'method' in the mapping, got {sorted(spec)}; one of {', '.join(DRAFTERS)}")
-    factory = DRAFTERS[_known(method, DRAFTERS, "drafter")]
+    factory = DRAFTERS[known(method, DRAFTERS, "drafter")]
     parameters = inspect.signature(factory).parameters
     for name in options:
-        _known(name, parameters, f"option of {method}")
+        known(name, parameters, f"option of {method}")
     if method == "mtp" and target.model.config.name_or_path:
         options.setdefault("model", target.model.config.name_or_path)
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
@@ -209,7 +209,7 @@ def _with_head(head: Head, options: Mapping[str, Any], target: PagedModel) -> Dr
             options = {"num_speculative_tokens": tokens, **options}
     factory = HEADS[head.method]
     for name in options:
-        _known(name, inspect.signature(factory).parameters, f"option of {head.method}")
+        known(name, inspect.signature(factory).parameters, f"option of {head.method}")
     built: Any = factory(head.network, **options)
     built.check(target)
     drafter: Drafter = built
@@ -231,8 +231,17 @@ def _fitting_rule(drafter: Drafter | None, do_sample: bool) -> str:
     return "rejection" if drafter.needs.tree else "block"
 
 
-def _known(name: str, table: Mapping[str, Any], what: str) -> str:
-    """The name, if the table has it."""
+def known(name: str, table: Collection[str], what: str) -> str:
+    """The name, if the table has it.
+
+    Raises:
+        ValueError: it has not; says the nearest name.
+
+    Example:
+        >>> known("grady", VERIFIERS, "rule")
+        Traceback (most recent call last):
+        ValueError: expected a known rule, got 'grady'; did you mean 'greedy'?
+    """
     if name in table:
         return name
     near = difflib.get_close_matches(str(name), table, n=1)

@@ -76,6 +76,7 @@ class PageAllocator:
     def __init__(self, num_pages: int, prefixes: PrefixIndex) -> None:
         self.references: list[int] = []  # by page
         self.num_free = 0
+        self.peak = 0  # most pages that were in use at once
         self._prefixes = prefixes  # told when a page becomes free
         self._heap: list[int] = []  # every free page once; used pages may linger until they come up
         self._in_heap: list[bool] = []
@@ -98,6 +99,7 @@ class PageAllocator:
                 page = self._pop()
         self.references[page] = 1
         self.num_free -= 1
+        self.peak = max(self.peak, len(self.references) - self.num_free)
         return page
 
     def release(self, page: int) -> None:

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import torch
 
 from specdec.cache import CacheFull, PagedKVCache
 from tests.toys.rows import chain, fill, rows_of
@@ -260,3 +261,18 @@ def test_growth_keeps_what_was_written():
     assert rows_of(cache, table, 300) == list(range(300))
     assert rows_of(cache, table, 100, "draft") == list(range(1000, 1100))
     cache.check()
+
+
+def test_the_peak_counts_pages_in_use_at_once():
+    cache = PagedKVCache(page_size=4)
+    first, second = cache.open(), cache.open()
+    cache.stage(first, 9)
+    cache.stage(second, 3)
+    for name in ("target", "draft"):
+        cache.pool(name).write("layer", torch.ones(1, 1, 2), torch.ones(1, 1, 3), torch.tensor([0]))
+    cache.close(second)
+    row = (2 + 3) * 4  # float32
+    assert cache.take_peak_bytes() == {"target": 4 * 4 * row, "draft": 4 * 4 * row}  # 4 pages
+    assert cache.take_peak_bytes() == {"target": 3 * 4 * row, "draft": 3 * 4 * row}  # since then
+    cache.close(first)
+    assert cache.take_peak_bytes()["target"] == 3 * 4 * row and cache.take_peak_bytes()["target"] == 0
