@@ -60,10 +60,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The rows over all prompts, the rows of each task, and what the reference wrote."""
+    """The rows over all prompts, the rows of each category, and what the reference wrote."""
 
     rows: tuple[Row, ...]
-    by_task: Mapping[str, tuple[Row, ...]]
+    by_category: Mapping[str, tuple[Row, ...]]
     reference: str  # the method whose texts the others are held against
     texts: Mapping[str, str]  # by prompt id
 
@@ -71,7 +71,7 @@ class Comparison:
         """Plain values for JSON."""
         return {
             "rows": [row.as_dict() for row in self.rows],
-            "by_task": {task: [row.as_dict() for row in rows] for task, rows in self.by_task.items()},
+            "by_category": {category: [row.as_dict() for row in rows] for category, rows in self.by_category.items()},
             "reference": self.reference,
             "texts": dict(self.texts),
             "definitions": DEFINITIONS,
@@ -114,12 +114,15 @@ def compare(
             for name, own in records.items()
         )
 
-    tasks = dict.fromkeys(prompt.task for prompt in prompts)
-    by_task = {task: rows([i for i, prompt in enumerate(prompts) if prompt.task == task]) for task in tasks}
+    categories = dict.fromkeys(prompt.category for prompt in prompts)
+    by_category = {
+        category: rows([i for i, prompt in enumerate(prompts) if prompt.category == category])
+        for category in categories
+    }
     texts = {
         name: models.continuation(prompt, tokens) for name, prompt, tokens in zip(ids, encoded, wanted, strict=True)
     }
-    return Comparison(rows(range(len(prompts))), by_task, reference, texts)
+    return Comparison(rows(range(len(prompts))), by_category, reference, texts)
 
 
 def _check_room(models: Models, prompts: Sequence[Prompt], encoded: Sequence[Tensor], max_new_tokens: int) -> None:

@@ -22,13 +22,16 @@ def show(
     comparison: Comparison, models: Models, prompts: Sequence[Prompt], decoding: Decoding, console: Console
 ) -> None:
     """Prints texts, tables and conclusions."""
-    for prompt in {prompt.task: prompt for prompt in reversed(prompts)}.values():
+    for prompt in {prompt.category: prompt for prompt in reversed(prompts)}.values():
         shown = Text.assemble((f"{prompt.id}  ", "bold"), (_excerpt(prompt.text, last=True), "dim"))
         shown.append(_excerpt(comparison.texts[prompt.id]))
         console.print(shown, "")
     console.print(_table(comparison, decoding))
-    if len(comparison.by_task) > 1:
-        console.print(_task_table(comparison))
+    if len(comparison.by_category) > 1:
+        console.print(_category_table(comparison))
+    num_longer = sum(len(prompt.turns) > 1 for prompt in prompts)
+    if num_longer:
+        console.print(f"Of {num_longer} prompts with several turns the first turn was run, not the others.")
     for line in conclusions(comparison, models, decoding):
         console.print(line, highlight=False)
 
@@ -105,13 +108,13 @@ def _verdict(row: Row) -> Text:
     return Text("tie" if row.first_difference.is_tie else "NO", "yellow" if row.first_difference.is_tie else "bold red")
 
 
-def _task_table(comparison: Comparison) -> Table:
-    table = Table(title="by task: speed-up, tokens/step, accepted", box=SIMPLE_HEAD)
+def _category_table(comparison: Comparison) -> Table:
+    table = Table(title="by category: speed-up, tokens/step, accepted", box=SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
-    for task in comparison.by_task:
-        table.add_column(task, justify="right", no_wrap=True)
+    for category in comparison.by_category:
+        table.add_column(category, justify="right", no_wrap=True)
     for index, row in enumerate(comparison.rows):
-        cells = [rows[index] for rows in comparison.by_task.values()]
+        cells = [rows[index] for rows in comparison.by_category.values()]
         table.add_row(row.method, *map(_short, cells))
     return table
 
@@ -124,7 +127,7 @@ def _short(row: Row) -> str:
 def _losses(comparison: Comparison) -> Iterator[str]:
     """Where a method of ours does not pay, and what eats the gain."""
     for index, row in enumerate(comparison.rows):
-        parts = {"all prompts": row, **{task: rows[index] for task, rows in comparison.by_task.items()}}
+        parts = {"all prompts": row, **{category: rows[index] for category, rows in comparison.by_category.items()}}
         lost = [f"{name} {part.speedup.ratio:.2f}x" for name, part in parts.items() if part.speedup.ratio < 1]
         if not row.method.startswith(OURS) or not lost:
             continue

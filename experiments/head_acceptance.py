@@ -27,7 +27,7 @@ from .assemble_zoo import NEW_TOKENS, NUM_PROMPTS, held_out_prompts
 from .bench_results import print_figures, state_of
 from .loading import Models, load_models
 from .measure import turns
-from .prompts import Prompt, read_prompts
+from .prompts import LEARNT, Prompt, read_prompts
 from .results_file import check_writable, write_json
 from .stamp import environment
 
@@ -52,7 +52,7 @@ DRAFTERS: dict[str, tuple[str | None, dict[str, Any]]] = {
 class Result:
     """What a drafter did on one prompt, in the fastest of its runs."""
 
-    task: str
+    category: str
     rounds: tuple[Round, ...]
 
     @property
@@ -88,20 +88,23 @@ def measure(
         rounds = _rounds(target, field[name], encoded[index])
         known = found.get((name, index), rounds)
         found[name, index] = min(known, rounds, key=lambda each: sum(part.seconds.total for part in each))
-    return {name: [Result(prompt.task, found[name, i]) for i, prompt in enumerate(prompts)] for name in field}
+    return {name: [Result(prompt.category, found[name, i]) for i, prompt in enumerate(prompts)] for name in field}
 
 
 def row_of(results: Sequence[Result]) -> dict[str, Any]:
     """The figures of one drafter, as plain values."""
-    tasks = dict.fromkeys(result.task for result in results)
-    groups = {ALL: results, **{task: [result for result in results if result.task == task] for task in tasks}}
+    categories = dict.fromkeys(result.category for result in results)
+    groups = {
+        ALL: results,
+        **{category: [result for result in results if result.category == category] for category in categories},
+    }
     metrics = {
-        task: summarize_steps(step for result in group for each in result.rounds for step in each.steps)
-        for task, group in groups.items()
+        category: summarize_steps(step for result in group for each in result.rounds for step in each.steps)
+        for category, group in groups.items()
     }
     draft, total, count = (sum(part) for part in zip(*(result.seconds for result in results), strict=True))
     return {
-        "tokens_per_step": {task: found.tokens_per_step for task, found in metrics.items()},
+        "tokens_per_step": {category: found.tokens_per_step for category, found in metrics.items()},
         "acceptance_at": [metrics[ALL].acceptance_at(position) for position in range(1, DEPTH + 1)],
         "num_rounds": count,
         "draft_ms_per_round": 1e3 * draft / count,
@@ -112,8 +115,8 @@ def row_of(results: Sequence[Result]) -> dict[str, Any]:
 def figures_of(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the rows come to."""
 
-    def tokens(name: str, task: str = ALL) -> float:
-        found: float = rows[name]["tokens_per_step"].get(task, float("nan"))
+    def tokens(name: str, category: str = ALL) -> float:
+        found: float = rows[name]["tokens_per_step"].get(category, float("nan"))
         return found
 
     def drafting(name: str) -> float:
@@ -155,18 +158,18 @@ def _rounds(target: PagedModel, drafter: Drafter | None, ids: Tensor) -> tuple[R
 def _prompts(corpora: Path | None, count: int) -> Iterator[Prompt]:
     """Of held-out documents, others than those that training was watched on; or those of the package."""
     if corpora is None:
-        yield from read_prompts()
+        yield from (prompt for prompt in read_prompts() if prompt.category in LEARNT)
         return
-    for task, texts in held_out_prompts(corpora, NUM_PROMPTS + count).items():
+    for category, texts in held_out_prompts(corpora, NUM_PROMPTS + count).items():
         for number, text in enumerate(texts[NUM_PROMPTS:]):
-            yield Prompt(f"{task}-{number}", task, text)
+            yield Prompt(f"{category}-{number}", category, (text,))
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    tasks = list(next(iter(rows.values()))["tokens_per_step"])
-    table = Table("drafter", *tasks, "first accepted", "drafting, ms", "share", title="tokens per step, and time")
+    categories = list(next(iter(rows.values()))["tokens_per_step"])
+    table = Table("drafter", *categories, "first accepted", "drafting, ms", "share", title="tokens per step, and time")
     for name, row in rows.items():
-        tokens = [f"{row['tokens_per_step'][task]:.2f}" for task in tasks]
+        tokens = [f"{row['tokens_per_step'][category]:.2f}" for category in categories]
         times = f"{row['draft_ms_per_round']:.2f}", f"{row['draft_share']:.2f}"
         table.add_row(name, *tokens, f"{row['acceptance_at'][0]:.2f}", *times)
     return table

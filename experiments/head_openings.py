@@ -7,7 +7,7 @@ import json
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,13 @@ from jinja2 import TemplateError
 from specdec.checkpoints import first_line
 
 from .corpus import Document, read_documents
+from .prompt_files import HUB
+from .prompt_schemas import message
 from .prompts import read_prompts
 
-HUB = "hub:"
 PIECE_CHARACTERS = 2000  # of a long document is made one opening per so much text
 HELD_OUT_IN = 50
 TEXT_SUFFIXES = {".txt", ".md"}
-SPEAKERS = {"human": "user", "gpt": "assistant"}  # of the older chat files
 
 Chat: TypeAlias = list[dict[str, str]]
 
@@ -33,7 +33,7 @@ Chat: TypeAlias = list[dict[str, str]]
 class Opening:
     """Tokens to be continued."""
 
-    task: str
+    category: str
     tokens: list[int]
 
 
@@ -60,14 +60,14 @@ class OpeningOptions:
 class Item:
     """A piece of text, or a chat up to an answer."""
 
-    task: str
+    category: str
     document: str
     content: str | Chat = field(repr=False)
     is_whole: bool = False  # a text of which not the beginning alone is meant, but all: a question
 
 
 def read_openings(sources: Sequence[str], tokenizer: Any, options: OpeningOptions) -> Openings:
-    """Openings of all tasks in turn, and of documents that are held out.
+    """Openings of all categories in turn, and of documents that are held out.
 
     Args:
         sources: files of text (.txt, .md) or of JSON lines (.jsonl), folders of them, or a folder of corpora (see
@@ -85,13 +85,13 @@ def read_openings(sources: Sequence[str], tokenizer: Any, options: OpeningOption
         >>> file = Path(tempfile.mkdtemp()) / "stories.txt"
         >>> written = file.write_text("There was a dog. It was happy.\\n" * 500)
         >>> openings = read_openings([str(file)], specdec.load_embedded()[2], OpeningOptions(count=5))
-        >>> [len(opening.tokens) for opening in openings.train], openings.held_out[0].task
+        >>> [len(opening.tokens) for opening in openings.train], openings.held_out[0].category
         ([8, 24, 64, 128, 8], 'stories')
     """
     items: dict[str, list[Item]] = defaultdict(list)
     for source in sources:
         for item in _items(source, options):
-            items[item.task].append(item)
+            items[item.category].append(item)
     sides: tuple[list[list[Item]], list[list[Item]]] = [], []
     for group in items.values():
         held_out = _held_out(group)
@@ -118,10 +118,10 @@ def openings_of_nothing(tokenizer: Any, prompts: Path, options: OpeningOptions) 
     begin = tokenizer.bos_token_id
     if begin is None:
         raise ValueError("expected a tokenizer with a beginning-of-text token to write from, got none; pass --data")
-    held_out = [Item(prompt.task, prompt.id, prompt.text, is_whole=True) for prompt in read_prompts(prompts)]
+    held_out = [Item(prompt.category, prompt.id, prompt.text, is_whole=True) for prompt in read_prompts(prompts)]
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in held_out:
-        groups[item.task].append(item)
+        groups[item.category].append(item)
     measured = islice(_tokenised(in_turn(list(groups.values())), tokenizer, options), options.num_held_out)
     return Openings([Opening("open", [begin])] * options.count, list(measured))
 
@@ -157,7 +157,7 @@ def _tokenised(items: Iterable[Item], tokenizer: Any, options: OpeningOptions) -
             length = min(options.text_lengths[turn % len(options.text_lengths)], options.max_length)
             tokens, turn = tokenizer(item.content)["input_ids"][:length], turn + 1
         if 0 < len(tokens) <= options.max_length:
-            yield Opening(item.task, list(tokens))
+            yield Opening(item.category, list(tokens))
 
 
 def _chat_tokens(item: Item, tokenizer: Any) -> Sequence[int]:
@@ -219,51 +219,37 @@ def _rows(source: str, options: OpeningOptions) -> Iterator[Item]:
     try:
         rows = load_dataset(name, split=split or "train", streaming=True)
         for number, row in enumerate(islice(rows, 2 * options.count)):
-            yield from _read(row, row.get("task") or name, f"{name}:{number}")
+            yield from _read(row, row.get("category") or row.get("task") or name, f"{name}:{number}")
     except (OSError, RuntimeError) as error:
         raise ValueError(f"expected a dataset of the hub, got {source!r}: {error}; pass another --data") from error
 
 
-def _parsed(line: str, task: str, where: str) -> Iterator[Item]:
+def _parsed(line: str, category: str, where: str) -> Iterator[Item]:
     try:
         row = json.loads(line)
-        return _read(row, row.get("task") or task, where)
+        return _read(row, row.get("category") or row.get("task") or category, where)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"expected a JSON object, got {line[:60]!r} at {where}; {error}") from error
 
 
-def _read(row: Any, task: str, where: str) -> Iterator[Item]:
+def _read(row: Any, category: str, where: str) -> Iterator[Item]:
     """What a line or row holds."""
     document = str(row.get("id") or where)
     chat, prompt = row.get("messages") or row.get("conversations"), row.get("prompt") or row.get("turns")
     if chat := chat or (prompt if isinstance(prompt, list) and not isinstance(prompt[0], str) else None):
-        yield from _chat(chat, task, document)
+        yield from _chat(chat, category, document)
     elif prompt := prompt[0] if isinstance(prompt, list) else row.get("prompt"):
-        yield Item(task, document, str(prompt), is_whole=True)
+        yield Item(category, document, str(prompt), is_whole=True)
     elif text := row.get("text"):
-        yield from _pieces(Document(task, document, str(text)))
+        yield from _pieces(Document(category, document, str(text)))
     else:
         raise ValueError(f"expected messages, prompt, turns or text, got {sorted(row)} at {where}; rename a field")
 
 
-def _chat(chat: Any, task: str, document: str) -> Iterator[Item]:
+def _chat(chat: Any, category: str, document: str) -> Iterator[Item]:
     """The chat up to its last answer, which the target will write; nothing if nobody asks."""
-    messages = [_message(turn, document) for turn in (chat if isinstance(chat, list) else [chat])]
+    messages = [message(turn, document) for turn in (chat if isinstance(chat, list) else [chat])]
     while messages and messages[-1]["role"] != "user":
         messages.pop()
     if messages:
-        yield Item(task, document, messages)
-
-
-def _message(turn: Any, document: str) -> dict[str, str]:
-    """A turn of a chat as templates want it."""
-    fields = turn if isinstance(turn, Mapping) else {}
-    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text")) for part in content)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise ValueError(
-            f"expected messages of a role and a text, got {str(turn)[:60]} in {document}; leave out chats with calls "
-            "of tools or pictures"
-        )
-    return {"role": SPEAKERS.get(role, role), "content": content}
+        yield Item(category, document, messages)

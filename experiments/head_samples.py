@@ -151,7 +151,7 @@ def write_responses(
         >>> write_responses(target, config, folder)
         >>> samples, held_out = read_responses(folder)
         >>> samples.prompt_lengths.tolist(), held_out
-        ([1, 1, 1], [Opening(task='a', tokens=[0, 5])])
+        ([1, 1, 1], [Opening(category='a', tokens=[0, 5])])
     """
     batches = _batches(folder, config.batch_size)
     for number, batch in islice(enumerate(batches), share[0], None, share[1]):
@@ -179,7 +179,7 @@ def read_responses(folder: Path) -> tuple[Samples, list[Opening]]:
     parts = [load_file(path) for path in paths]
     samples = Samples.joined(*(torch.cat([part[name] for part in parts]) for name in PARTS))
     held_out = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
-    return samples, [Opening(**opening) for opening in held_out]
+    return samples, [Opening(*opening.values()) for opening in held_out]
 
 
 def _batches(folder: Path, size: int) -> list[list[list[int]]]:

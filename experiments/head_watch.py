@@ -17,7 +17,7 @@ from .head_files import Log
 from .head_openings import Opening
 from .head_recipe import Recipe
 
-ALL = "all"  # the tasks together
+ALL = "all"  # the categories together
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Watch:
     temperature: float = 0.0
 
     def measure(self, recipe: Recipe) -> dict[str, float]:
-        """Tokens per step for all openings, and per task."""
+        """Tokens per step for all openings, and per category."""
         target = recipe.target.paged
         network = copy.deepcopy(recipe.network).to(target.dtype).eval()
         drafter = {"method": recipe.method, "model": network, "num_speculative_tokens": recipe.depth}
@@ -60,8 +60,8 @@ class Watch:
         for event in output.speculation.rounds:
             for step in event.steps:
                 steps[ALL].append(step)
-                steps[self.openings[step.request_id].task].append(step)
-        return {task: summarize_steps(group).tokens_per_step for task, group in steps.items()}
+                steps[self.openings[step.request_id].category].append(step)
+        return {category: summarize_steps(group).tokens_per_step for category, group in steps.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ def plot(log: Log, path: Path) -> None:
     for depth in range(len(losses[0]["agreement"]) if losses else 0):
         middle.plot(steps, [line["agreement"][depth] for line in losses], linewidth=0.7, label=f"depth {depth + 1}")
     middle.set(title="likeliest token is the target's", xlabel="step", ylim=(0, 1))
-    for task in measured[0]["tokens_per_step"] if measured else ():
-        values = [line["tokens_per_step"][task] for line in measured]
-        right.plot([line["step"] for line in measured], values, marker=".", label=task)
+    for category in measured[0]["tokens_per_step"] if measured else ():
+        values = [line["tokens_per_step"][category] for line in measured]
+        right.plot([line["step"] for line in measured], values, marker=".", label=category)
     right.set(title="tokens per step, held out", xlabel="step")
     for axes in (middle, right):
         if axes.has_data():

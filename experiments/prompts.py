@@ -1,97 +1,107 @@
-"""Prompts in JSON lines: `{"id": "story-01", "task": "story", "turns": ["Once upon a time"]}`."""
+"""Prompts, from files or datasets of many layouts: `{"id": "story-01", "category": "story", "turns": ["Once"]}`."""
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-PROMPTS = Path(__file__).parent / "prompts.jsonl"  # written for this toolkit: stories, prose, code
+from .prompt_files import Row, rows_of, stem_of
+from .prompt_schemas import read_row
+
+PROMPTS = Path(__file__).parent / "prompts.jsonl"  # written for this toolkit, in six categories
+LEARNT = ("story", "prose", "code")  # categories of PROMPTS that the embedded models saw texts of in training
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to continue."""
+    """What a user says, in one or more turns; answers come between them."""
 
     id: str
-    task: str
-    text: str
+    category: str
+    turns: tuple[str, ...]
+    reference: tuple[str, ...] = ()  # answers that a data set gives, if any
+    source: str | None = None  # where the text comes from, if its file says so
+    system: str | None = None  # what a chat tells the model before the first turn
 
     @property
-    def category(self) -> str:
-        """Another word for its task."""
-        return self.task
-
-    @property
-    def turns(self) -> tuple[str, ...]:
-        """What the user says."""
-        return (self.text,)
+    def text(self) -> str:
+        """The first turn."""
+        return self.turns[0]
 
 
 def read_prompts(source: str | Path = PROMPTS) -> list[Prompt]:
-    """The prompts of a file, in its order.
+    """The prompts of a file or dataset, in its order.
+
+    The layout is recognised by the fields: ours, Spec-Bench, SPEED-Bench, ShareGPT, chats of messages, HumanEval,
+    GSM8K, MBPP, or just `turns`, `prompt` or `text`. A row without an id is called by the source and its number, a row
+    without a category by the source.
+
+    Args:
+        source: a .jsonl, .json, .parquet, .csv or .txt file (one prompt per line), or `hub:org/name[:[config/]split]`.
 
     Raises:
-        ValueError: a line does not follow the schema, has several turns, or an id occurs twice.
+        ValueError: the source cannot be read, a row follows no known schema or is empty, or an id occurs twice.
 
     Example:
-        >>> sorted({prompt.task for prompt in read_prompts()})
-        ['code', 'prose', 'story']
+        >>> sorted({prompt.category for prompt in read_prompts()})
+        ['chat', 'code', 'math', 'prose', 'story', 'summary']
     """
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"expected a file of prompts, got {str(path)!r}; pass --prompts FILE in JSON lines")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    prompts = [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    places: dict[str, str] = {}
+    prompts = []
+    for number, (where, row) in enumerate(rows_of(source), 1):
+        prompt = _prompt(row, where, stem_of(source), number)
+        if prompt.id in places:
+            raise ValueError(
+                f"expected each id once, got {prompt.id!r} at {where} and at {places[prompt.id]}; rename one, or leave "
+                "out the ids: rows are numbered then"
+            )
+        places[prompt.id] = where
+        prompts.append(prompt)
     if not prompts:
-        raise ValueError(f"expected at least one prompt, got none in {str(path)!r}; add a line to it")
-    ids = [prompt.id for prompt in prompts]
-    twice = next((name for name in ids if ids.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"expected each id once, got {twice!r} again in {str(path)!r}; rename it")
+        raise ValueError(f"expected at least one prompt, got none in {str(source)!r}; add a line to it")
     return prompts
-
-
-def first_per_task(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
-    """The first `count` prompts of each task, tasks in the order of their first prompt.
-
-    Example:
-        >>> [prompt.id for prompt in first_per_task(read_prompts(), 1)]
-        ['story-01', 'prose-01', 'code-01']
-    """
-    tasks: dict[str, list[Prompt]] = defaultdict(list)
-    for prompt in prompts:
-        tasks[prompt.task].append(prompt)
-    return [prompt for group in tasks.values() for prompt in group[:count]]
 
 
 def first_per_category(
     prompts: Iterable[Prompt], count: int, categories: Collection[str] | None = None
 ) -> list[Prompt]:
-    """The first `count` prompts of each category, or of each of these.
+    """The first `count` prompts of each category, or of each of these, in the order of their first prompt.
 
     Raises:
         ValueError: a category has no prompt.
+
+    Example:
+        >>> [prompt.id for prompt in first_per_category(read_prompts(), 1, ["code", "story"])]
+        ['story-01', 'code-01']
     """
-    listed = list(prompts)
-    there = dict.fromkeys(prompt.category for prompt in listed)
-    unknown = [name for name in categories or () if name not in there]
+    groups: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.category].append(prompt)
+    unknown = [name for name in categories or () if name not in groups]
     if unknown:
-        raise ValueError(f"expected categories of {', '.join(there)}, got {unknown[0]!r}; pick some of them")
-    return first_per_task([prompt for prompt in listed if not categories or prompt.category in categories], count)
+        raise ValueError(f"expected categories of {', '.join(groups)}, got {unknown[0]!r}; pick some of them")
+    chosen = [group for name, group in groups.items() if categories is None or name in categories]
+    return [prompt for group in chosen for prompt in group[:count]]
 
 
-def _parsed(line: str, where: str) -> Prompt:
-    try:
-        record = json.loads(line)
-        name, task, turns = str(record["id"]), str(record["task"]), list(record["turns"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'expected {{"id": ..., "task": ..., "turns": [...]}}, got {line[:60]!r} at {where}; '
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if len(turns) != 1 or not isinstance(turns[0], str):
-        raise ValueError(f"expected one turn, a string, got {len(turns)} turns at {where}; make one prompt of each")
-    if not turns[0].strip():
-        raise ValueError(f"expected some text, got an empty prompt at {where}; drop the line or fill it")
-    return Prompt(name, task, turns[0])
+def _prompt(row: Row, where: str, stem: str, number: int) -> Prompt:
+    said = read_row(row, where)
+    turns = said.turns
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, str) for turn in turns):
+        raise ValueError(f"expected turns that are texts, got {str(turns)[:60]} at {where}; make it a list of strings")
+    if not turns or not all(turn.strip() for turn in turns):
+        raise ValueError(f"expected some text in every turn, got an empty prompt at {where}; drop the row or fill it")
+    return Prompt(
+        id=f"{stem}-{number}" if said.id is None else str(said.id),
+        category=stem if said.category is None else str(said.category),
+        turns=tuple(turns),
+        reference=_texts(said.reference),
+        source=None if said.source is None else str(said.source),
+        system=None if said.system is None else str(said.system),
+    )
+
+
+def _texts(reference: object) -> tuple[str, ...]:
+    if reference is None:
+        return ()
+    return tuple(map(str, reference)) if isinstance(reference, list | tuple) else (str(reference),)

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
@@ -23,6 +22,7 @@ from .cli_options import (
     Json,
     NewTokens,
     NumDraft,
+    Prompts,
     Seed,
     Target,
     Temperature,
@@ -40,7 +40,7 @@ from .experiments.compare_view import show
 from .experiments.contenders import Decoding
 from .experiments.doctor import examine, print_examination
 from .experiments.loading import load_models
-from .experiments.prompts import PROMPTS, first_per_task, read_prompts
+from .experiments.prompts import LEARNT, Prompt, first_per_category, read_prompts
 from .experiments.results_file import check_writable, write_json
 from .experiments.stamp import environment
 from .experiments.stream import stream, summary_line
@@ -97,8 +97,11 @@ def compare(
     target: Target = None,
     draft: DraftOption = None,
     head: HeadOption = None,
-    prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "task", "turns": [text]}.')] = PROMPTS,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts per task.")] = 2,
+    prompts: Prompts = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts per category.")] = 2,
+    categories: Annotated[
+        str | None, typer.Option(help=f"Comma-separated; of the package's prompts {','.join(LEARNT)} by default.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
     max_new_tokens: NewTokens = DECODING.max_new_tokens,
     num_speculative_tokens: NumDraft = DECODING.num_speculative_tokens,
@@ -116,7 +119,7 @@ def compare(
 ) -> None:
     """Run the same prompts by every method, beside transformers' own; compare texts and times."""
     check_writable(json_file)
-    chosen = first_per_task(read_prompts(prompts), num_prompts)
+    chosen = _chosen(prompts, num_prompts, categories)
     temperature = temperature or float(do_sample)
     decoding = Decoding(max_new_tokens, num_speculative_tokens, temperature, top_p, top_k, seed)
     use_threads(threads)
@@ -179,6 +182,14 @@ def doctor(
     print_examination(found, console())
     write_json(json_file, found)
     raise typer.Exit(0 if found["target"]["passed"] else 1)
+
+
+def _chosen(source: str | None, num_prompts: int, categories: str | None) -> list[Prompt]:
+    """Some prompts of each category; without a wish, those of the package that the embedded models can write on."""
+    found = read_prompts() if source is None else read_prompts(source)
+    if categories is None:
+        return first_per_category(found, num_prompts, LEARNT if source is None else None)
+    return first_per_category(found, num_prompts, [name.strip() for name in categories.split(",") if name.strip()])
 
 
 def main() -> None:

@@ -22,6 +22,14 @@ HeadOption = Annotated[
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16, float32 or float64; the checkpoint's by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU.")]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        help="A .jsonl, .json, .parquet, .csv or .txt file, or hub:NAME[:[CONFIG/]SPLIT[[:COUNT]]]; those of the "
+        "package by default.",
+    ),
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here as well.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest continuation.")]
 NumDraft = Annotated[int, typer.Option("--num-speculative-tokens", min=1, help="Drafted tokens per step.")]

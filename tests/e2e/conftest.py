@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
     prompts = [("a1", "story", "Once upon a time, "), ("a2", "story", "The dog was"), ("b1", "code", "def f(x):\n    ")]
     target = LlamaForCausalLM.from_pretrained(root / "target")
     write_head(MedusaNetwork(target.config, num_heads=2), root / "head", "medusa", target.config)
-    lines = [json.dumps({"id": name, "task": task, "turns": [text]}) for name, task, text in prompts]
+    lines = [json.dumps({"id": name, "category": kind, "turns": [text]}) for name, kind, text in prompts]
     (root / "prompts.jsonl").write_text("\n".join(lines))
     return root
 

@@ -34,7 +34,7 @@ def test_compare_writes_every_figure(specdec, tmp_path):
         "transformers", "transformers assisted", "transformers prompt lookup", "specdec plain", "specdec ngram",
         "specdec draft_model", "specdec draft_model tree",
     ]  # fmt: skip
-    for row in [*found["rows"], *found["by_task"]["story"], *found["by_task"]["code"]]:
+    for row in [*found["rows"], *found["by_category"]["story"], *found["by_category"]["code"]]:
         assert set(row) == ROW_KEYS
         assert row["identical"] is True and row["first_difference"] is None
         assert row["tokens_per_second"] > 0 and row["tokens_per_step"] >= 1
@@ -44,12 +44,26 @@ def test_compare_writes_every_figure(specdec, tmp_path):
     baseline, *others = found["rows"]
     assert (baseline["speedup"], baseline["tokens_per_step"], baseline["acceptance_rate"]) == (1.0, 1.0, None)
     assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in others)  # three prompts
-    assert [row["num_prompts"] for row in found["by_task"]["code"]] == [1] * 7
-    assert found["by_task"]["code"][1]["speedup_low"] is None
+    assert [row["num_prompts"] for row in found["by_category"]["code"]] == [1] * 7
+    assert found["by_category"]["code"][1]["speedup_low"] is None
     assert found["environment"]["torch"] == torch.__version__.split("+")[0] or found["environment"]["torch"]
     assert found["settings"]["prompts"] == ["a1", "a2", "b1"] and found["models"]["dtype"] == "float32"
     assert {"tokens_per_step", "speedup", "identical"} <= set(found["definitions"])
     assert "specdec draft_model" in finished.stdout and "speed-up" in finished.stdout
+
+
+def test_compare_runs_first_turns_of_chosen_categories_and_says_so(specdec, tmp_path):
+    (tmp_path / "talks.csv").write_text('category,turns\na,"[""The dog"", ""was""]"\nb,"[""Once""]"\na,"[""f(x)""]"\n')
+    line = f"compare --target @target --prompts {tmp_path}/talks.csv --categories a --num-prompts 1 --methods ngram"
+    finished = specdec(f"{line} --max-new-tokens 4 --repeats 1 --json {tmp_path}/c.json")
+    assert result_of(finished, tmp_path / "c.json")["settings"]["prompts"] == ["talks-1"]
+    assert "Of 1 prompts with several turns the first turn was run, not the others." in finished.stdout
+
+
+def test_compare_takes_the_categories_that_the_embedded_models_learnt(specdec, tmp_path):
+    line = "compare --num-prompts 1 --max-new-tokens 2 --repeats 1 --methods ngram"
+    found = result_of(specdec(f"{line} --json {tmp_path}/c.json"), tmp_path / "c.json")
+    assert found["settings"]["prompts"] == ["story-01", "prose-01", "code-01"]
 
 
 def test_compare_sampled_holds_ours_against_our_plain_decoding(specdec, tmp_path):

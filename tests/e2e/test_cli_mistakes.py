@@ -34,6 +34,7 @@ MISTAKES = {
     "wrong dtype": (f"{COMPARE} --dtype bf16", 1, "expected a dtype of bfloat16, float16"),
     "wrong device": (f"{COMPARE} --device gpu:0", 1, "got 'gpu:0'; try cpu"),
     "no such target": ("compare --target @nowhere", 1, "there is no such folder"),
+    "no such category": (f"{COMPARE} --categories story,poem", 1, "expected categories of story, code, got 'poem'"),
     "no such prompts": (f"compare {PAIR} --prompts @nowhere.jsonl", 1, "pass --prompts FILE"),
     "no such head": ("compare --target @target --head @nowhere --prompts @prompts.jsonl", 1, "there is no such folder"),
     "no head": ("compare --target @target --head @draft --prompts @prompts.jsonl", 1, "expected a head in"),
@@ -66,7 +67,8 @@ def test_an_empty_prompt_is_one_line(specdec):
     [
         ("", "expected at least one prompt"),
         ("{nope", "expected {"),
-        ('{"id": 1, "task": "t", "turns": ["a", "b"]}', "got 2 turns"),
+        ('{"id": 1, "task": "t", "turns": "a"}', "expected turns that are texts, got a at"),
+        ('{"id": 1, "words": "a"}', "got id, words at"),
         ('{"id": 1, "task": "t", "turns": [" "]}', "got an empty prompt"),
         ('{"id": 1, "task": "t", "turns": ["a"]}\n{"id": 1, "task": "t", "turns": ["b"]}', "expected each id once"),
     ],

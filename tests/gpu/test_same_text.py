@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import specdec
-from specdec.experiments.prompts import first_per_task, read_prompts
+from specdec.experiments.prompts import LEARNT, first_per_category, read_prompts
 from specdec.kernels import ops
 
 pytestmark = pytest.mark.gpu
@@ -35,7 +35,7 @@ def pairs():
     for device in (torch.device("cpu"), DEVICE):
         target, draft, tokenizer = specdec.load_embedded(torch.float32)
         found[device] = specdec.PagedModel(target.to(device)), draft.to(device)
-    prompts = [prompt.text for prompt in first_per_task(read_prompts(), 1)]
+    prompts = [prompt.text for prompt in first_per_category(read_prompts(), 1, LEARNT)]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     return found, {name: inputs[name] for name in ("input_ids", "attention_mask")}
 

@@ -49,7 +49,7 @@ def test_documents_are_held_out_whole_and_tasks_take_turns(tokenizer, tmp_path):
     names = [{" ".join(text.split()[:2]) for text in words(tokenizer, side) if text.split()[0] in ("few", "many")}
              for side in (openings.train, openings.held_out)]  # fmt: skip
     assert names[0].isdisjoint(names[1]) and {name.split()[0] for name in names[1]} == {"few", "many"}
-    assert [opening.task for opening in openings.train[:4]] == ["few", "many", "few", "many"]
+    assert [opening.category for opening in openings.train[:4]] == ["few", "many", "few", "many"]
     again = read_openings([str(tmp_path)], tokenizer, options)
     assert again == openings
 
@@ -163,6 +163,6 @@ def test_from_nothing_the_target_begins_a_text_and_is_measured_on_prompts(tokeni
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     openings = openings_of_nothing(tokenizer, tmp_path / "prompts.jsonl", OpeningOptions(5, num_held_out=4))
     assert [opening.tokens for opening in openings.train] == [[tokenizer.bos_token_id]] * 5
-    assert [opening.task for opening in openings.held_out] == ["a", "b", "a", "b"]
+    assert [opening.category for opening in openings.held_out] == ["a", "b", "a", "b"]
     with pytest.raises(ValueError, match="expected a tokenizer with a beginning-of-text token"):
         openings_of_nothing(SimpleNamespace(bos_token_id=None), tmp_path / "prompts.jsonl", OpeningOptions(5))
