@@ -96,7 +96,7 @@ def totals(found: Replayed, costs: Costs, drafter: str) -> Totals:
         weight = visits[place]
         if weight == 0:
             continue
-        for count, chance in enumerate(_chances(alive)):
+        for count, chance in enumerate(chances(alive)):
             visits[min(place + count + 1, end)] += weight * chance
             sums.num_accepted += weight * chance * count
             if each.num_nodes:
@@ -109,7 +109,7 @@ def totals(found: Replayed, costs: Costs, drafter: str) -> Totals:
     return sums
 
 
-def _chances(alive: Sequence[float]) -> list[float]:
+def chances(alive: Sequence[float]) -> list[float]:
     """P(tau = i) of P(tau >= i)."""
     return [here - behind for here, behind in zip(alive, [*alive[1:], 0.0], strict=True)]
 

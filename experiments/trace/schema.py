@@ -23,7 +23,8 @@ Rows are ordered by request, turn, position, node. A draft of node 0 alone is th
 a prompt. Behind a drawn node that is not of the text (behind its end) nothing is to be concluded.
 
 The file's metadata holds under `specdec.trace` a JSON object with "kind": "trace", "version", and how the trace was
-made (`tracing.trace_arm`), and whatever `write_trace` was given beside it, such as "arm" and "prompts", a JSON list of ids.
+made (`tracing.trace_arm`), and whatever `write_trace` was given beside it: "arm", "label", and "prompts", a JSON list
+of ids.
 """
 
 import json
@@ -138,7 +139,7 @@ def trace_of(table: Any, header: Mapping[str, Any], path: Path) -> Trace:
 
 
 def _header(path: Path, table: Any) -> dict[str, Any]:
-    about = {name.decode(): text.decode() for name, text in (table.schema.metadata or {}).items()}
+    about = {name.decode(errors="replace"): text.decode(errors="replace") for name, text in _pairs(table)}
     try:
         header = json.loads(about.pop(HEADER, "null"))
         json.loads(about.get("prompts", "[]"))
@@ -151,6 +152,10 @@ def _header(path: Path, table: Any) -> dict[str, Any]:
             path, f"a trace of version {header.get('version')}", f"read it with the release that wrote it; {VERSION=}"
         )
     return {**about, **header}
+
+
+def _pairs(table: Any) -> list[tuple[bytes, bytes]]:
+    return list((table.schema.metadata or {}).items())
 
 
 def _refuse(path: Path, found: str, remedy: str) -> NoReturn:
@@ -179,7 +184,9 @@ def _tops(table: Any, which: str) -> Tops:
 
 def _texts(columns: Mapping[str, Sequence[Any]], prompts: Sequence[str]) -> tuple[TracedText, ...]:
     starts = [row for row, node in enumerate(columns["node"]) if node == 0]
-    if columns["node"] and starts[:1] != [0]:
+    if not columns["node"]:
+        raise ValueError("no rows")
+    if starts[:1] != [0]:
         raise ValueError("the first row is no pending token")
     texts: dict[tuple[int, int], list[TracedDraft]] = {}
     said: dict[tuple[int, int], list[int]] = {}
@@ -208,13 +215,15 @@ def _draft(columns: Mapping[str, Sequence[Any]], first: int, stop: int) -> Trace
     for node, parent in enumerate(parents[1:], start=1):
         if not 0 <= parent < node or depths[node] != depths[parent] + 1:
             raise ValueError(f"node {node} of the draft of row {first} has no place")
-    scores = part("score")
+    scores, sampled = part("score"), part("is_sampled")
+    if any(drawn and None in pair for drawn, *pair in zip(sampled, part("p_token"), part("q_token"), strict=True)):
+        raise ValueError(f"the draft of row {first} has a drawn token without probabilities")
     return TracedDraft(
         position=columns["position"][first],
         tokens=part("token"),
         parents=parents,
         depths=depths,
-        sampled=part("is_sampled"),
+        sampled=sampled,
         scores=None if None in scores else scores,
         p=[0.0 if value is None else value for value in part("p_token")],
         q=[0.0 if value is None else value for value in part("q_token")],

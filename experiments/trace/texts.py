@@ -1,7 +1,7 @@
 """A trace in memory: the drafts that were made at every position of every text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,27 @@ class Trace:
     @property
     def drafts(self) -> Sequence[TracedDraft]:
         return [draft for text in self.texts for draft in text.drafts]
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """The files of one arm as one trace."""
+    if len(traces) == 1:
+        return traces[0]
+    texts: list[TracedText] = []
+    first = 0
+    for trace in traces:
+        for text in trace.texts:
+            drafts = tuple(replace(draft, first_row=draft.first_row + first) for draft in text.drafts)
+            texts.append(replace(text, drafts=drafts))
+        first += len(trace.p_top.tails)
+    differences = sum(int(trace.header.get("num_differences", 0)) for trace in traces)
+    header = {**traces[0].header, "num_differences": differences}
+    tops = _joined([trace.p_top for trace in traces]), _joined([trace.q_top for trace in traces])
+    return Trace(traces[0].path, header, tuple(texts), *tops, sum(trace.num_bytes for trace in traces))
+
+
+def _joined(tops: Sequence[Tops]) -> Tops:
+    ends = np.cumsum([0, *(top.firsts[-1] for top in tops)])
+    firsts = [top.firsts[:-1] + end for top, end in zip(tops, ends[:-1], strict=True)]
+    parts = [np.concatenate([getattr(top, name) for top in tops]) for name in ("tokens", "probs", "tails")]
+    return Tops(np.concatenate([*firsts, ends[-1:]]), *parts)

@@ -1,4 +1,4 @@
-"""The laws of replay against the rules themselves, by enumeration: all texts, all drafts, all draws (algorithms.md 7.1).
+"""The laws of replay against the rules themselves, by enumeration of all texts, drafts and draws (algorithms.md 7.1).
 
 A live round on a table has a joint law of (how many drafted tokens are accepted, the text that follows). Replay knows
 the text alone, and must say the law of the first given the second. Texts are long enough to hold the whole round.
