@@ -16,7 +16,10 @@ from .experiments.trace.view import show
 
 FOLDER = Path("specdec-bench")  # where `specdec bench` leaves its results
 
+replay_app = typer.Typer()
 
+
+@replay_app.command()
 def replay(
     traces: Annotated[
         list[Path] | None, typer.Argument(help="Files or folders; ./specdec-bench, or else a small example.")
