@@ -72,8 +72,9 @@ def obstacle(header: Mapping[str, Any], setting: Setting) -> str | None:
     for option, most in (("num_speculative_tokens", depth), ("num_tree_nodes", nodes)):
         if most is not None and (getattr(setting, option) or 0) > most:
             return f"the trace was made with {option} {most}; trace again with more"
-    if setting.confidence_threshold is not None and setting.confidence_threshold < (_threshold(traced) or 0):
-        return f"the trace was made with confidence_threshold {_threshold(traced)}; trace again with less"
+    threshold = traced.get("confidence_threshold")
+    if setting.confidence_threshold is not None and setting.confidence_threshold < (threshold or 0):
+        return f"the trace was made with confidence_threshold {threshold}; trace again with less"
     if setting.confidence_threshold is not None and name == "dflash":
         return "a block's confidence_threshold is not one of single tokens; trace with the threshold itself"
     if setting.num_tree_nodes is not None and traced.get("speculative_token_tree"):
@@ -104,14 +105,15 @@ def cut(draft: TracedDraft, setting: Setting, header: Mapping[str, Any]) -> Cut:
         nodes = _connected(draft, nodes, _sure(draft, setting.confidence_threshold))
     wanted, full = setting.num_tree_nodes or traced.get("num_tree_nodes"), traced.get("num_tree_nodes")
     is_same = len(nodes) == len(draft) or bool(traced.get("speculative_token_tree"))
-    if not is_same and draft.scores is not None and full is not None and _is_depth_alone(setting, header):
+    others = setting.tree_width, setting.confidence_threshold
+    if not is_same and draft.scores is not None and full is not None and others == (None, None):
         # A full tree has lost what could stand in the place of the nodes that are gone.
         is_same = len(nodes) > wanted or len(draft) - 1 < full
     if wanted is not None and len(nodes) - 1 > wanted:
         nodes = _best(draft, nodes, wanted)
     if setting.budget is not None and len(nodes) - 1 > setting.budget:
         nodes, is_same = _best(draft, nodes, setting.budget), is_same and full is not None
-    return Cut(draft, tuple(nodes), is_same)
+    return Cut(draft, tuple(nodes), is_same and _is_steady(setting, header))
 
 
 def _cut_chain(draft: TracedDraft, setting: Setting, header: Mapping[str, Any]) -> Cut:
@@ -121,14 +123,13 @@ def _cut_chain(draft: TracedDraft, setting: Setting, header: Mapping[str, Any]) 
     if setting.confidence_threshold is not None and kept:
         unsure = (node for node in range(1, kept) if _own(draft, node) < setting.confidence_threshold)
         kept = next(unsure, kept)
-    is_same = kept == length or header.get("drafter_name") in STEADY
-    return Cut(draft, tuple(range(kept + 1)), is_same)
+    return Cut(draft, tuple(range(kept + 1)), _is_steady(setting, header))
 
 
-def _is_depth_alone(setting: Setting, header: Mapping[str, Any]) -> bool:
-    """Whether nothing but depth and number of nodes changes, of a drafter whose nodes do not depend on the depth."""
-    others = setting.tree_width, setting.confidence_threshold
-    return others == (None, None) and header.get("drafter_name") in STEADY
+def _is_steady(setting: Setting, header: Mapping[str, Any]) -> bool:
+    """Whether the nodes of a drafter that is asked for fewer tokens are the first of those that it gives for more."""
+    wanted, traced = setting.num_speculative_tokens, header.get("settings", {}).get("num_speculative_tokens")
+    return header.get("drafter_name") in STEADY or wanted is None or wanted == traced
 
 
 def _best(draft: TracedDraft, nodes: list[int], count: int) -> list[int]:
@@ -177,8 +178,3 @@ def _own(draft: TracedDraft, node: int) -> float:
             "confidence_threshold=1e-30, or drop the threshold"
         )
     return prob
-
-
-def _threshold(traced: Mapping[str, Any]) -> float | None:
-    value: float | None = traced.get("confidence_threshold")
-    return value

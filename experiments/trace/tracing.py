@@ -235,7 +235,7 @@ def trace_arm(
             columns[name].extend(values)
     about = {
         "drafter_name": built.name,
-        "settings": {name: _plain(getattr(built, name, None)) for name in SETTINGS},
+        "settings": {name: None if value == NEVER else _plain(value) for name, value in _settings(built).items()},
         "is_tree": built.needs.tree,
         "verifier": verifier_name,
         "sampling": {name: _plain(value) for name, value in tracing.generate.items()},
@@ -287,6 +287,10 @@ def _own(probs: Tensor, draft: Draft) -> list[float | None]:  # [n, vocab] -> [n
         return [None]
     found: list[float] = probs[draft.tree.parents[1:], draft.tree.tokens[1:]].tolist()
     return [None, *found]
+
+
+def _settings(drafter: Drafter) -> dict[str, Any]:
+    return {name: getattr(drafter, name, None) for name in SETTINGS}
 
 
 def _plain(value: Any) -> Any:

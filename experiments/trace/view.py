@@ -59,7 +59,7 @@ def _setting(row: Mapping[str, Any]) -> str:
         "budget": "budget",
     }
     given = [f"{short}={row[name]:g}" for name, short in names.items() if row[name] is not None]
-    return " ".join(part for part in given if not part.startswith("t=1e-30"))
+    return " ".join(given)
 
 
 def _oracles(oracles: Sequence[Mapping[str, Any]]) -> Table:
