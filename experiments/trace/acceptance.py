@@ -42,7 +42,7 @@ def overlap(p: Probs, p_tail: float, q: Probs, q_tail: float) -> Bounds:
         Bounds(low=0.0, high=0.75)
     """
     least_p, least_q = min(p.values(), default=1.0), min(q.values(), default=1.0)
-    both = sum(min(value, q[token]) for token, value in p.items() if token in q)
+    both = sum((min(value, q[token]) for token, value in p.items() if token in q), 0.0)
     of_p = min(q_tail, sum(min(value, least_q) for token, value in p.items() if token not in q))
     of_q = min(p_tail, sum(min(value, least_p) for token, value in q.items() if token not in p))
     # q's tail lies on tokens of p's list (of_p) or on neither's, and the other way round.
@@ -56,7 +56,7 @@ def matching(p: Probs, p_tail: float, q: Probs, q_tail: float) -> Bounds:
         >>> matching({0: 0.5}, 0.5, {1: 0.75}, 0.25)
         Bounds(low=0.0, high=0.5)
     """
-    both = sum(value * q[token] for token, value in p.items() if token in q)
+    both = sum((value * q[token] for token, value in p.items() if token in q), 0.0)
     most_p = max([value for token, value in p.items() if token not in q] + [min(p.values(), default=1.0)])
     most_q = max([value for token, value in q.items() if token not in p], default=0.0)
     return Bounds(both, both + most_p * q_tail + most_q * p_tail)

@@ -22,10 +22,11 @@ OnRow = Callable[[int, int, str], None]
 DEFINITIONS = {
     "tokens_per_step": "Emitted tokens per target call, over all texts, the call over the prompt included: a ratio of "
     "sums. In law: tokens by expected calls, given the texts.",
-    "low, high": "95 % percentile interval, prompts drawn anew with replacement; null below 3 prompts.",
+    "low and high": "95 % percentile interval, prompts drawn anew with replacement; null below 3 prompts.",
     "is_exact": "The figure is that of a live run with this setting: of the very run if exactness is 'path', its "
     "expectation given the texts if 'law'. Otherwise the drafts are cut from larger ones, and a drafter with this "
-    "setting would have drafted otherwise somewhere.",
+    "setting would have drafted otherwise somewhere. Passes of other widths round differently, so in 16 bits a near tie "
+    "may fall otherwise live.",
     "survival": "Analytic P(at least i drafted tokens are accepted) at all positions where a draft is so deep; low and "
     "high differ where tokens beyond the top_m likeliest may matter.",
     "tokens_per_cost": "Tokens per cost, which is 1 per target call, and so much per drafted node and per pass of the "

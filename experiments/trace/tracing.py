@@ -28,7 +28,7 @@ from .schema import KINDS, table_of
 OnText = Callable[[int, int, str], None]  # told how many texts are done, of how many, and by which drafter
 # Drafters that say how sure they are of the tokens of a chain only if they are to stop where they are not.
 TELLING = ("draft_model", "eagle", "eagle3", "mtp", "medusa", "peagle")
-NEVER = 1e-30  # a threshold that no likeliest token is below
+NEVER = 1e-30  # a threshold that no drafted token is below
 SETTINGS = (
     "num_speculative_tokens",
     "num_tree_nodes",
@@ -271,11 +271,11 @@ def _recorded(
 
 
 def _telling(drafter: Any) -> Any:
-    """The same drafter; if it is described as one of likeliest chains, it says how likely they are."""
+    """The same drafter; if it is described as one of chains without a q, it says how likely it held their tokens."""
     if not isinstance(drafter, Mapping) or "assistant_confidence_threshold" in drafter:
         return drafter
     is_chain = drafter.get("num_tree_nodes") is None and drafter.get("speculative_token_tree") is None
-    is_chosen = drafter.get("draft_sample_method", "greedy") == "greedy"
+    is_chosen = drafter.get("draft_sample_method") != "probabilistic"
     if drafter.get("method", "draft_model") not in TELLING or not is_chain or not is_chosen:
         return drafter
     return {"confidence_threshold": NEVER, **drafter}

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SENSES = {"path": "the live run's", "law": "in law", "approximation": "approximate"}
+SENSES = {"path": "exact", "law": "in law", "approximation": "approximate"}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -42,6 +42,7 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     has_costs = any(abs(row["tokens_per_cost"] - row["tokens_per_step"]) > 1e-9 for row in rows)
     columns = ["drafter", "rule", "setting", "tokens per step", "95 %", "accepted", "nodes per step"]
     table = Table(*columns, *(["per cost"] if has_costs else []), "", title=title)
+    table.columns[1].no_wrap = table.columns[-1].no_wrap = True
     for row in rows:
         rate = f"{100 * row['draft_acceptance_rate']:.0f} %"
         figures = [f"{row['tokens_per_step']:.3f}", _interval(row), rate, f"{row['nodes_per_step']:.1f}"]

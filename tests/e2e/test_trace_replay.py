@@ -87,11 +87,13 @@ def test_trees_of_fixed_shape_at_every_depth(embedded, tmp_path):
         assert_as_live(embedded, trace, Setting(depth), drafter, SAMPLED)
 
 
-def test_thresholds_of_a_chain(embedded, tmp_path):
-    trace = traced(embedded, "draft_model", GREEDY, tmp_path, num_speculative_tokens=5)
+@pytest.mark.parametrize("method", ["greedy", "coupled"])
+def test_thresholds_of_a_chain(embedded, tmp_path, method):
+    options = {"num_speculative_tokens": 5, "draft_sample_method": method}
+    trace = traced(embedded, "draft_model", SAMPLED, tmp_path, **options)
     for threshold in (0.2, 0.5, 0.9):
-        drafter = drafter_of("draft_model", *embedded[:2], num_speculative_tokens=5, confidence_threshold=threshold)
-        assert_as_live(embedded, trace, Setting(confidence_threshold=threshold), drafter, GREEDY)
+        drafter = drafter_of("draft_model", *embedded[:2], confidence_threshold=threshold, **options)
+        assert_as_live(embedded, trace, Setting(confidence_threshold=threshold), drafter, SAMPLED)
 
 
 def test_a_block_cut_short_is_called_an_approximation(embedded, tmp_path):

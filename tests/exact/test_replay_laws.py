@@ -4,12 +4,18 @@ A live round on a table has a joint law of (how many drafted tokens are accepted
 the text alone, and must say the law of the first given the second. Texts are long enough to hold the whole round.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from specdec.experiments.trace import laws
-from specdec.experiments.trace.cuts import Cut
+from specdec.experiments.trace.acceptance import analytic_acceptance
+from specdec.experiments.trace.cuts import Cut, Setting
 from specdec.experiments.trace.replay import Costs, Replayed, totals
-from specdec.experiments.trace.texts import TracedDraft, TracedText
+from specdec.experiments.trace.texts import Tops, Trace, TracedDraft, TracedText
+from specdec.tree import TokenTree
 from specdec.verifiers.block import Block
 from specdec.verifiers.rejection import Rejection
 from specdec.verifiers.sample_and_match import SampleAndMatch
@@ -107,6 +113,24 @@ def test_a_chain_that_stops_where_its_drafter_is_unsure(rule):
         wanted = live_law(target, Unsure(table, (S,) * 3), RULES[rule], 4)
         got = replay_law(target, rule, lambda text, t=target, d=table: stopped(t, d, text), 4)
         assert distance(got, wanted) <= EXACT
+
+
+@pytest.mark.parametrize("plan", [(C,) * 3, ((0, 2), (0, 2)), ((0, 3), C, C)], ids=["chain", "tree", "wide"])
+def test_analytic_acceptance_of_chosen_nodes_is_the_mean_over_texts(plan):
+    nothing = Tops(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
+    for seed in range(4):
+        target, table = pairs(3, seed)["random"]
+        draft = chosen(target, TreeDrafter(table, plan))
+        tree = TokenTree(draft.tokens, draft.parents)
+        ways = [(*PROMPT, *tree.tokens_at(tree.path_to(node))) for node in range(len(draft))]
+        draft = replace(draft, p=[float(target.row(way[:-1])[way[-1]]) for way in ways])
+        wanted = [0.0] * len(plan)
+        for (count, _), weight in replay_law(target, "rejection", lambda _, d=draft: d, len(plan) + 1).items():
+            wanted = [value + weight * (count > i) for i, value in enumerate(wanted)]
+        text = TracedText(0, 0, "", (0,) * 9, (draft,))  # what it says does not matter, but how long it is
+        trace = Trace(Path("none"), {"do_sample": True, "is_tree": True}, (text,), nothing, nothing, 0)
+        found = analytic_acceptance(trace, Setting(), "sample_and_match")
+        assert [bounds.low for bounds in found] == pytest.approx(wanted, abs=EXACT)
 
 
 def wrong_ratio(before, weight, p, q):
