@@ -25,7 +25,7 @@ DEFINITIONS = {
     "low and high": "95 % percentile interval, prompts drawn anew with replacement; null below 3 prompts.",
     "is_exact": "The figure is that of a live run with this setting: of the very run if exactness is 'path', its "
     "expectation given the texts if 'law'. Otherwise the drafts are cut from larger ones, and a drafter with this "
-    "setting would have drafted otherwise somewhere. Passes of other widths round differently, so in 16 bits a near tie "
+    "setting would have drafted otherwise somewhere. Passes of other widths round differently: in 16 bits near ties "
     "may fall otherwise live.",
     "survival": "Analytic P(at least i drafted tokens are accepted) at all positions where a draft is so deep; low and "
     "high differ where tokens beyond the top_m likeliest may matter.",
