@@ -1,5 +1,6 @@
 """Drafting chains with a model: one forward pass per token of all drafts, and as little as possible beside it."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, TypeAlias
@@ -35,12 +36,13 @@ class Chain:
         (True, [7, 1])
     """
 
-    __slots__ = ("_rows", "depth", "method", "noise", "tokens", "view")
+    __slots__ = ("_rows", "_scores", "depth", "method", "noise", "tokens", "view")
 
     def __init__(self, view: RequestView, depth: int, method: SampleMethod, noise: Noise) -> None:
         self.view, self.depth, self.method, self.noise = view, depth, method, noise
         self.tokens = [view.tokens[-1]]  # the pending one, then those drafted
         self._rows: list[Tensor] = []  # [vocab] each: what the drafted tokens were drawn from, if they claim a q
+        self._scores = [0.0]  # log-probability of the way to each token, if somebody works it out
 
     @property
     def is_done(self) -> bool:
@@ -75,13 +77,19 @@ class Chain:
         else:
             self.tokens.append(int(argmax(scores[row, None])))
 
+    def rate(self, prob: float) -> None:
+        """Keeps the last token's own probability, if a token was added."""
+        if len(self._scores) < len(self.tokens):
+            self._scores.append(self._scores[-1] + (math.log(prob) if prob > 0 else -math.inf))
+
     def draft(self, source: str) -> Draft:
         """What was drafted."""
         tree = TokenTree.chain(self.tokens)
+        scores = torch.tensor(self._scores) if 1 < len(tree) == len(self._scores) else None
         if not self._rows:
-            return Draft.chosen(tree, source)
+            return Draft.chosen(tree, source, scores)
         probs = torch.stack([*self._rows, torch.zeros_like(self._rows[0])])
-        return Draft(tree, [False] + [True] * len(self._rows), probs, source=source)
+        return Draft(tree, [False] + [True] * len(self._rows), probs, scores, source)
 
 
 # Chains and logits -> the scores that tokens come from, [n, vocab] both.
@@ -143,4 +151,6 @@ def _grown(chains: list[Chain], scores: Tensor, threshold: float) -> list[Chain]
     if not threshold or probs is None:
         return [chain for chain in chains if not chain.is_done]
     own = entries(probs, range(len(chains)), [chain.tokens[-1] for chain in chains])
+    for chain, prob in zip(chains, own, strict=True):
+        chain.rate(prob)
     return [chain for chain, prob in zip(chains, own, strict=True) if prob >= threshold and not chain.is_done]

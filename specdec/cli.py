@@ -34,6 +34,7 @@ from .cli_options import (
     quiet_transformers,
     use_threads,
 )
+from .cli_replay import replay_app
 from .cli_train import train_app
 from .experiments.compare import compare as run_comparison
 from .experiments.compare_view import show
@@ -77,6 +78,7 @@ app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_complet
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app)
 app.command()(convert)
+app.add_typer(replay_app)
 
 
 @app.callback(invoke_without_command=True)

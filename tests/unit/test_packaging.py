@@ -58,7 +58,7 @@ def test_every_import_is_a_declared_dependency():
                 found.add(node.module.split(".")[0])
     assert imported - known == set()
     assert deferred - known == set()
-    assert imported & SLOW == set() and deferred >= SLOW - {"pyarrow"}
+    assert imported & SLOW == set() and deferred >= SLOW
 
 
 def test_every_data_file_is_packaged():
