@@ -33,6 +33,7 @@ from .cli_options import (
     quiet_transformers,
     use_threads,
 )
+from .cli_profile import profile_app
 from .cli_train import train_app
 from .experiments.compare import compare as run_comparison
 from .experiments.compare_view import show
@@ -75,6 +76,7 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 app.command()(convert)
+app.add_typer(profile_app)
 
 
 @app.callback(invoke_without_command=True)
