@@ -1,8 +1,9 @@
 """A plan's predictions beside live runs of the same ways to decode."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from specdec.protocols import Drafter
 from specdec.target import PagedModel
@@ -11,8 +12,9 @@ from ..measure import turns
 from .cost import Prediction
 from .drafters import Setting
 from .plan import label_of
-from .running import laps_of
+from .running import decoding_laps, laps_of
 
+T = TypeVar("T")
 NUM_OTHERS = 2  # beside plain decoding and the best
 
 
@@ -56,7 +58,7 @@ def live(
         raise ValueError(
             f"expected as many prompts as requests of a batch, got {len(prompts)} for {batch}; raise --num-prompts"
         )
-    groups = [prompts[first : first + batch] for first in range(0, len(prompts) - batch + 1, batch)]
+    groups = grouped(prompts, batch)
     seconds: dict[tuple[int, int], list[float]] = {}
     tokens: dict[tuple[int, int], int] = {}
     order = list(turns(range(len(ways)), len(groups), repeats + 1))
@@ -74,19 +76,34 @@ def live(
     return [_row(way, speed, speeds[0]) for way, speed in zip(ways, speeds, strict=True)]
 
 
+def grouped(prompts: Sequence[T], batch: int) -> list[list[T]]:
+    """Groups of so many, in which each prompt comes equally often.
+
+    Example:
+        >>> grouped("abcdef", 4)
+        [['a', 'b', 'c', 'd'], ['e', 'f', 'a', 'b'], ['c', 'd', 'e', 'f']]
+    """
+    count = len(prompts)
+    places = range(math.lcm(count, batch))
+    return [[prompts[place % count] for place in places[first : first + batch]] for first in places[::batch]]
+
+
 def timed(
     target: PagedModel, prompts: Sequence[Sequence[int]], num_tokens: int, drafter: Drafter | None
 ) -> tuple[float, int]:
-    """Seconds of the rounds behind the prompts until each request has so many tokens on average, and the tokens."""
+    """Seconds of rounds until each request has so many tokens on average, and the tokens.
+
+    The rounds in which the target and the drafter read the prompts are left out.
+    """
     spent, emitted = 0.0, 0
     room = min(4 * num_tokens, target.max_positions - max(map(len, prompts)))
-    for lap in laps_of(target, prompts, room, drafter):
-        if lap.event.is_prefill:
-            continue
-        if len(lap.event.steps) < len(prompts) or emitted >= num_tokens * len(prompts):
-            break
+    laps = decoding_laps(laps_of(target, prompts, room, drafter), len(prompts))
+    next(laps)  # in which the drafter reads the prompts
+    while emitted < num_tokens * len(prompts):
+        lap = next(laps)
         spent += lap.seconds
         emitted += sum(len(step.tokens) for step in lap.event.steps)
+    laps.close()
     return spent, emitted
 
 

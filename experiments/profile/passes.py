@@ -1,95 +1,85 @@
 """Timed rounds of the engine: over prompts, plain ones, wider ones, and behind drafts; and transformers' own passes."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from specdec.anatomy import options_of
-from specdec.cache import PagedKVCache
 from specdec.protocols import Drafter
 from specdec.target import PagedModel
 
 from .drafters import Setting
-from .running import Guess, Lap, first_laps, kept, laps_of
+from .running import Guess, Lap, decoding_laps, first_laps, laps_of
 from .settings import NUM_ROUNDS, ROOM, Settings, slices
 
 OnRun = Callable[[int, int, str], None]  # told how many runs are done, of how many, and what the next one is
 
 
 class Case(NamedTuple):
-    """Rounds that are alike: so many requests behind so much context, at a width or with a drafter."""
+    """Rounds of so many requests behind so much context: with a drafter, or with passes of every width in turn."""
 
     context_length: int
     batch_size: int
-    width: int | None = None
     setting: Setting | None = None
 
     @property
     def label(self) -> str:
         """For people."""
-        what = self.setting.label if self.setting is not None else f"{self.width} wide"
+        what = self.setting.label if self.setting is not None else "passes"
         return f"{what}, batch {self.batch_size}, context {self.context_length}"
 
 
-class Bench:
+class Bench(NamedTuple):
     """A target, the text it continues, and its drafters."""
 
-    def __init__(self, target: PagedModel, text: Sequence[int], drafters: dict[Setting, Drafter]) -> None:
-        self.target, self.text, self.drafters = target, text, drafters
+    target: PagedModel
+    text: Sequence[int]
+    drafters: Mapping[Setting, Drafter]
+    widths: Sequence[int]  # of passes
 
     def prompts(self, length: int, count: int) -> list[list[int]]:
         """Pieces of the text."""
         return slices(self.text, length, count)
 
-    def drafter(self, case: Case) -> Drafter | None:
-        """Of a case: none where each request has one row."""
+    def laps(self, case: Case, num_rounds: int) -> list[Lap]:
+        """So many rounds, of each width if there is no drafter, with the context in the middle of them."""
         if case.setting is not None:
-            return self.drafters[case.setting]
-        return None if case.width in (None, 1) else Guess(case.width - 1, self.target.vocab_size)
+            drafter, most = self.drafters[case.setting], case.setting.num_speculative_tokens + 1
+        else:
+            drafter, most = Guess([width - 1 for width in self.widths], self.target.vocab_size), 1
+            num_rounds *= len(self.widths)
+        prompts = self.prompts(max(2, case.context_length - num_rounds // 2), case.batch_size)
+        room = most * (num_rounds + ROOM) + max(self.widths)
+        return first_laps(decoding_laps(laps_of(self.target, prompts, room, drafter), case.batch_size), num_rounds)
 
 
-def cases_of(settings: Settings, drafters: Sequence[Setting]) -> list[Case]:
-    """Every width at every context, and every drafter at the shortest.
-
-    Plain decoding comes again before each drafter: all else is held against it.
-    """
-    context = min(settings.context_lengths)
-    wide = [
-        Case(length, batch, width)
-        for length in settings.context_lengths
-        for batch in settings.batch_sizes
-        for width in settings.all_widths
-    ]
-    drafted = []
-    for batch in settings.batch_sizes:
-        for _, group in groupby(drafters, key=lambda setting: setting.drafter):
-            drafted += [Case(context, batch, width=1), *(Case(context, batch, setting=setting) for setting in group)]
-    return [*wide, *drafted]
+def cases_of(settings: Settings, drafters: Iterable[Setting]) -> list[Case]:
+    """Passes at every context and batch size, and every drafter at the shortest context."""
+    drafted: list[tuple[int, Setting | None]] = [(min(settings.context_lengths), setting) for setting in drafters]
+    wide: list[tuple[int, Setting | None]] = [(length, None) for length in settings.context_lengths]
+    return [Case(context, batch, setting) for batch in settings.batch_sizes for context, setting in (*wide, *drafted)]
 
 
 def run_cases(bench: Bench, cases: Sequence[Case], repeats: int, on_run: OnRun) -> dict[Case, list[Lap]]:
     """The rounds of every case. Cases take turns, after a first turn that does not count and may capture graphs."""
     found: dict[Case, list[Lap]] = {case: [] for case in cases}
-    most = max(case.batch_size for case in cases)
-    contexts = {length: bench.prompts(length, most) for length in dict.fromkeys(case.context_length for case in cases)}
     total = (repeats + 1) * len(cases)
-    with kept(bench.target, [prompt for prompts in contexts.values() for prompt in prompts]) as cache:
-        for turn in range(repeats + 1):
-            for number, case in enumerate(cases):
-                on_run(turn * len(cases) + number, total, case.label)
-                laps = _laps(bench, case, contexts[case.context_length], cache, NUM_ROUNDS if turn else 1)
-                found[case] += laps if turn else []
+    for turn in range(repeats + 1):
+        for number, case in enumerate(cases):
+            on_run(turn * len(cases) + number, total, case.label)
+            laps = bench.laps(case, NUM_ROUNDS if turn else 1)
+            found[case] += laps if turn else []
     return found
 
 
-def _laps(bench: Bench, case: Case, prompts: list[list[int]], cache: PagedKVCache, count: int) -> list[Lap]:
-    drafter = bench.drafter(case)
-    longest = case.setting.num_speculative_tokens if case.setting is not None else case.width or 1
-    num_tokens = (NUM_ROUNDS + ROOM) * (1 + longest if case.setting is not None else 1) + longest
-    return first_laps(laps_of(bench.target, prompts[: case.batch_size], num_tokens, drafter, cache), count)
+def by_width(laps: Iterable[Lap]) -> dict[int, list[Lap]]:
+    """Rounds by the number of rows of each request."""
+    groups: dict[int, list[Lap]] = {}
+    for lap in laps:
+        groups.setdefault(lap.event.num_rows // len(lap.event.steps), []).append(lap)
+    return groups
 
 
 def run_prompts(bench: Bench, lengths: Sequence[int], repeats: int, on_run: OnRun) -> dict[int, dict[str, list[float]]]:
@@ -101,7 +91,7 @@ def run_prompts(bench: Bench, lengths: Sequence[int], repeats: int, on_run: OnRu
             on_run(done, total, f"prompt of {length}")
             done += 1
             prompt = bench.prompts(length, 1)
-            laps = list(laps_of(bench.target, prompt, 1, cache=bench.target.cache or PagedKVCache()))
+            laps = list(laps_of(bench.target, prompt, 1))
             theirs = next(_their_steps(bench.target, prompt))
             if turn:
                 found[length]["specdec"].append(sum(lap.seconds for lap in laps))

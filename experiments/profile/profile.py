@@ -1,7 +1,7 @@
 """What a target costs here: prompts, decoding, wider passes and drafts, beside what the machine could do at most."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from .cost import PassTable
 from .counting import ModelCounts, Rows, counts_of
 from .drafters import drafters_of
 from .machine import Machine, measure_machine
-from .passes import Bench, Case, OnRun, cases_of, run_cases, run_prompts, run_theirs
+from .passes import Bench, Case, OnRun, by_width, cases_of, run_cases, run_prompts, run_theirs
 from .roofline import point
 from .running import Lap, Spread, pass_seconds
 from .settings import Settings, text_of
@@ -64,14 +64,14 @@ def profile(models: Models, settings: Settings, graphs: bool, on_run: OnRun, tex
     on_run(0, 1, "the machine")
     machine = measure_machine(target.device, target.dtype, counts.weight_bytes)
     drafters = drafters_of(models, target, settings.draft_lengths, settings.num_tree_nodes)
-    bench = Bench(target, text_of(models) if text is None else text, drafters)
+    bench = Bench(target, text_of(models) if text is None else text, drafters, settings.all_widths)
     subject = Subject(bench, counts, machine, models.is_on_gpu)
     prompts = run_prompts(bench, settings.prompt_lengths, settings.repeats + 1, on_run)
-    cases = cases_of(settings, list(drafters))
-    single = list(dict.fromkeys(cases))
-    plain = [case for case in single if case.width == 1]
+    cases = cases_of(settings, drafters)
+    plain = [case for case in cases if case.setting is None]
     laps, theirs = run_cases(bench, cases, settings.repeats, on_run), run_theirs(bench, plain, settings.repeats)
-    verify = [_verify_row(subject, case, laps[case], laps) for case in single if case.width is not None]
+    wide = {case: by_width(laps[case]) for case in plain}
+    verify = [row for case in plain for row in _verify_rows(subject, case, wide[case])]
     table = PassTable.of(verify)
     return {
         "kind": "profile",
@@ -82,9 +82,9 @@ def profile(models: Models, settings: Settings, graphs: bool, on_run: OnRun, tex
         "model": _model_row(models, target, counts, settings),
         "machine": machine.as_dict(),
         "prefill": [_prefill_row(subject, length, found) for length, found in prompts.items()],
-        "decode": [_decode_row(subject, case, laps[case], theirs[case]) for case in plain],
+        "decode": [_decode_row(subject, case, wide[case][1], theirs[case]) for case in plain],
         "verify": verify,
-        "draft": [_draft_row(case, laps[case], table, subject) for case in single if case.setting is not None],
+        "draft": [_draft_row(case, laps[case], table, subject) for case in cases if case.setting is not None],
     }
 
 
@@ -117,7 +117,7 @@ def _prefill_row(subject: Subject, length: int, found: Mapping[str, Sequence[flo
 
 
 def _decode_row(subject: Subject, case: Case, laps: Sequence[Lap], theirs: Sequence[float]) -> Row:
-    spread, batch = Spread.of(lap.seconds for lap in laps), case.batch_size
+    spread, batch = Spread.of(lap.seconds - lap.event.seconds.draft for lap in laps), case.batch_size
     work = subject.counts.work([Rows(case.context_length, 1)] * batch)
     return {
         "batch_size": batch,
@@ -133,23 +133,26 @@ def _decode_row(subject: Subject, case: Case, laps: Sequence[Lap], theirs: Seque
     }
 
 
-def _verify_row(subject: Subject, case: Case, laps: Sequence[Lap], others: Mapping[Case, Sequence[Lap]]) -> Row:
-    width = case.width or 1
-    seconds = Spread.of(pass_seconds(lap.event, subject.is_on_gpu) for lap in laps)
-    rest = [lap.seconds - lap.event.seconds.draft - pass_seconds(lap.event, subject.is_on_gpu) for lap in laps]
-    one = statistics.median(pass_seconds(lap.event, subject.is_on_gpu) for lap in others[case._replace(width=1)])
-    work = subject.counts.work([Rows(case.context_length, width, width)] * case.batch_size)
-    return {
-        "width": width,
-        "batch_size": case.batch_size,
-        "context_length": case.context_length,
-        "pass_seconds": seconds.median,
-        "seconds_low": seconds.low,
-        "seconds_high": seconds.high,
-        "overhead_seconds": statistics.median(rest),
-        "ratio": seconds.median / one,
-        **point(work, seconds.median, subject.machine),
-    }
+def _verify_rows(subject: Subject, case: Case, found: Mapping[int, Sequence[Lap]]) -> Iterator[Row]:
+    passes = {width: [pass_seconds(lap.event, subject.is_on_gpu) for lap in laps] for width, laps in found.items()}
+    for width in sorted(found):
+        spread = Spread.of(passes[width])
+        rest = [
+            lap.seconds - lap.event.seconds.draft - spent
+            for lap, spent in zip(found[width], passes[width], strict=True)
+        ]
+        work = subject.counts.work([Rows(case.context_length, width, width)] * case.batch_size)
+        yield {
+            "width": width,
+            "batch_size": case.batch_size,
+            "context_length": case.context_length,
+            "pass_seconds": spread.median,
+            "seconds_low": spread.low,
+            "seconds_high": spread.high,
+            "overhead_seconds": statistics.median(rest),
+            "ratio": spread.median / statistics.median(passes[1]),
+            **point(work, spread.median, subject.machine),
+        }
 
 
 def _draft_row(case: Case, laps: Sequence[Lap], table: PassTable, subject: Subject) -> Row:

@@ -2,11 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
+from itertools import islice
 
 from specdec.cache import PagedKVCache
 from specdec.engine import Engine
@@ -20,10 +18,6 @@ from specdec.target import PagedModel
 from specdec.tree import TokenTree
 from specdec.types import Draft
 from specdec.verifiers.greedy import Greedy
-
-from ..system_bench_passes import Prefixes
-
-PARTS = ("draft", "score", "rule", "cache", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +56,29 @@ class Spread:
 
 
 class Guess:
-    """A drafter that costs nothing and is hardly ever right: a chain of so many tokens that count up."""
+    """A drafter that costs nothing and is hardly ever right: chains of tokens that count up, of these lengths in turn.
+
+    Whose turn it is depends on how far the first request is, so that all requests have drafts of one length.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> view = SimpleNamespace(tokens=[5, 6, 7], prompt_length=2)
+        >>> Guess([0, 2], vocab_size=9).propose([view], [5], [])[0].tree.tokens
+        [7, 8, 0]
+    """
 
     name = "guess"
     needs = DrafterNeeds()
 
-    def __init__(self, num_speculative_tokens: int, vocab_size: int) -> None:
-        self.num_speculative_tokens, self.vocab_size = num_speculative_tokens, vocab_size
+    def __init__(self, lengths: Sequence[int], vocab_size: int) -> None:
+        self.lengths, self.vocab_size = lengths, vocab_size
 
     def propose(self, views: Sequence[RequestView], budgets: Sequence[int], noises: Sequence[Noise]) -> list[Draft]:
         """A chain per view."""
+        length = self.lengths[(len(views[0].tokens) - views[0].prompt_length) % len(self.lengths)]
         drafts = []
         for view, budget in zip(views, budgets, strict=True):
-            first, count = view.tokens[-1], 1 + min(budget, self.num_speculative_tokens)
-            tokens = [(first + step) % self.vocab_size for step in range(count)]
+            tokens = [(view.tokens[-1] + step) % self.vocab_size for step in range(1 + min(budget, length))]
             drafts.append(Draft.chosen(TokenTree.chain(tokens), self.name))
         return drafts
 
@@ -88,15 +91,13 @@ def laps_of(
     prompts: Sequence[Sequence[int]],
     num_tokens: int,  # new ones, at most
     drafter: Drafter | None = None,
-    cache: PagedKVCache | None = None,
     rule: Verifier | None = None,
 ) -> Generator[Lap]:
     """Greedy rounds of the engine over these prompts together; nothing ends a text but its length."""
-    where = cache or target.cache or PagedKVCache()
     requests = [
         Request(list(prompt), Sampler(), Stopping((), len(prompt) + num_tokens), PhiloxNoise(0)) for prompt in prompts
     ]
-    with Engine(target, drafter, rule or Greedy(), where) as engine:
+    with Engine(target, drafter, rule or Greedy(), target.cache or PagedKVCache()) as engine:
         began = time.perf_counter()
         for event in engine.rounds(requests):
             ended = time.perf_counter()
@@ -104,30 +105,28 @@ def laps_of(
             began = time.perf_counter()
 
 
-def first_laps(laps: Generator[Lap], count: int) -> list[Lap]:
-    """The first so many of decoding, without the round in which a drafter reads the prompt; the rest is not run."""
-    found: list[Lap] = []
+def decoding_laps(laps: Generator[Lap], batch: int) -> Generator[Lap]:
+    """The rounds behind the prompts, while all requests go on."""
     try:
         for lap in laps:
             if not lap.event.is_prefill:
-                found.append(lap)
-            if len(found) > count:
-                break
+                if len(lap.event.steps) < batch:
+                    return
+                yield lap
     finally:
         laps.close()
-    return found[1:]
 
 
-@contextmanager
-def kept(target: PagedModel, prompts: Sequence[Sequence[int]]) -> Iterator[PagedKVCache]:
-    """A cache that holds the prompts while inside: requests that begin with them find their pages there."""
-    with torch.inference_mode():
-        prefixes = Prefixes(target, prompts)
-    try:
-        yield prefixes.cache
-    finally:
-        for table in prefixes.tables:
-            prefixes.cache.close(table)
+def first_laps(laps: Generator[Lap], count: int) -> list[Lap]:
+    """So many of them, without the first, in which a drafter reads the prompt; the rest is not run.
+
+    Example:
+        >>> first_laps((number for number in range(9)), 3)
+        [1, 2, 3]
+    """
+    found = list(islice(laps, count + 1))[1:]
+    laps.close()
+    return found
 
 
 def pass_seconds(event: Round, is_on_gpu: bool) -> float:

@@ -18,7 +18,7 @@ class Settings:
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     prompt_lengths: tuple[int, ...] = (16, 64, 256, 512)
     widths: tuple[int, ...] = (1, 2, 4, 8, 16)  # tokens of a request in one pass, the pending one included
-    context_lengths: tuple[int, ...] = (64, 512)
+    context_lengths: tuple[int, ...] = (64, 256)
     draft_lengths: tuple[int, ...] = (1, 3, 7)
     num_tree_nodes: int | None = 12
     repeats: int = 2
@@ -41,8 +41,9 @@ class Settings:
 
     def check(self, max_positions: int) -> None:
         """Raises ValueError if the context is too short for them."""
-        longest = max(self.draft_lengths)
-        wanted = max(self.context_lengths) + max(self.all_widths) + (NUM_ROUNDS + ROOM) * (longest + 1)
+        wide = max(self.context_lengths) + max(self.all_widths) + NUM_ROUNDS * len(self.all_widths)
+        drafted = min(self.context_lengths) + (NUM_ROUNDS + ROOM) * (max(self.draft_lengths) + 1)
+        wanted = max(wide, drafted)
         if max(wanted, *self.prompt_lengths) > max_positions:
             raise ValueError(
                 f"expected lengths within the model's context of {max_positions}, got prompts of "
