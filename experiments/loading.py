@@ -117,10 +117,19 @@ def load_target(target: str | None = None, dtype: str | None = None, device: str
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
     kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if target is None else "auto"
-    return load_model(str(FOLDER / "target") if target is None else target, kind, _device(device))
+    return load_model(str(FOLDER / "target") if target is None else target, kind, device_of(device))
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of this name; None for the GPU if there is one.
+
+    Raises:
+        ValueError: this machine has none.
+
+    Example:
+        >>> device_of("cpu")
+        device(type='cpu')
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from torch import nn
 
@@ -21,7 +20,7 @@ from .cli_options import (
     quiet_transformers,
     use_threads,
 )
-from .experiments.loading import DTYPES, Models, load_models
+from .experiments.loading import DTYPES, Models, device_of, load_models
 from .experiments.profile.acceptance import Acceptance, Assumed
 from .experiments.profile.acceptance_files import read_acceptance, read_result
 from .experiments.profile.planning import Wanted, make_plan
@@ -61,7 +60,7 @@ def profile(
     widths: Annotated[str, typer.Option(help="Rows of a request in one pass.")] = _listed(DEFAULTS.widths),
     draft_lengths: Annotated[str, typer.Option(help="Drafted tokens per step.")] = _listed(DEFAULTS.draft_lengths),
     tree_nodes: Annotated[int, typer.Option(min=0, help="Drafted nodes of trees; 0 for chains only.")] = 12,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each case, eight rounds each.")] = DEFAULTS.repeats,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each case, some rounds each.")] = DEFAULTS.repeats,
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
@@ -151,8 +150,7 @@ def _random(shape: str, target: str | None, dtype: str | None, device: str | Non
         raise ValueError(f"expected --shape {', '.join((*SHAPES, TINY))} alone, got {got}; pick one of them")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = random_model(shape, where)
+    model = random_model(shape, device_of(device))
     if dtype is not None:
         nn.Module.to(model, DTYPES[dtype])
     return Models(model, None, target_name=f"random {shape}")

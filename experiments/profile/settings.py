@@ -7,7 +7,7 @@ from typing import Any
 from ..loading import Models
 from ..prompts import read_prompts
 
-NUM_ROUNDS = 8  # of a case, in each repeat
+NUM_ROUNDS = 6  # of a case, in each repeat
 ROOM = 4  # rounds that a case runs beside those: the prompt's, a drafter's first, and some to spare
 
 
@@ -21,13 +21,7 @@ class Settings:
     context_lengths: tuple[int, ...] = (64, 256)
     draft_lengths: tuple[int, ...] = (1, 3, 7)
     num_tree_nodes: int | None = 12
-    repeats: int = 2
-
-    def __post_init__(self) -> None:
-        for name, values in asdict(self).items():
-            numbers = values if isinstance(values, tuple) else (values,)
-            if not numbers or any(number is not None and number < 1 for number in numbers):
-                raise ValueError(f"expected {name} of 1 or more, got {values}; each is a number of tokens or requests")
+    repeats: int = 3
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -63,9 +57,12 @@ def numbers_of(written: str, option: str) -> tuple[int, ...]:
         (1, 2, 8)
     """
     try:
-        return tuple(sorted({int(word) for word in written.split(",")}))
+        numbers = tuple(sorted({int(word) for word in written.split(",")}))
     except ValueError as error:
         raise ValueError(f"expected {option} as numbers with commas, got {written!r}; write 1,2,4") from error
+    if numbers[0] < 1:
+        raise ValueError(f"expected {option} of 1 or more, got {written!r}; leave {numbers[0]} out")
+    return numbers
 
 
 def text_of(models: Models) -> list[int]:
