@@ -36,6 +36,12 @@ DEFAULTS = Settings()
 WANTED = Wanted()
 SYNTHETIC_TOKENS = 1 << 14
 profile_app = typer.Typer()
+ProfileFile = Annotated[
+    Path | None, typer.Option("--profile", metavar="FILE", help="JSON of specdec profile; measured if absent.")
+]
+AcceptanceFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Folder of specdec bench, its summary.json, or JSON of replay.")
+]
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
@@ -91,13 +97,8 @@ def plan(
     target: Target = None,
     draft: DraftOption = None,
     head: HeadOption = None,
-    profile_file: Annotated[
-        Path | None, typer.Option("--profile", metavar="FILE", help="JSON of specdec profile; measured if absent.")
-    ] = None,
-    acceptance: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Folder of specdec bench, its summary.json, or JSON of specdec replay."),
-    ] = None,
+    profile_file: ProfileFile = None,
+    acceptance: AcceptanceFile = None,
     acceptance_rate: Annotated[
         float | None, typer.Option(help="Assume that each drafted token is accepted with this probability.")
     ] = None,

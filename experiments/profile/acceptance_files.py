@@ -1,7 +1,7 @@
 """Acceptance from result files: the summary of `specdec bench`, or what `specdec replay` writes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from .drafters import Setting
 
 SUMMARY, REPLAY = "bench-summary", "replay"
 TREE = " tree"  # how bench ends the name of a drafter that drafts trees
+CUTS = "tree_width", "confidence_threshold", "budget"  # of a replay, that a plan does not look at
 
 
 def read_result(path: Path, *kinds: str) -> dict[str, Any]:
@@ -93,15 +94,21 @@ def _yield(figures: Mapping[str, Any]) -> Yield:
 
 
 def _of_replay(value: Mapping[str, Any], path: Path) -> Known:
-    return Known(str(path), dict(_replayed(value)))
+    """Of each setting its first row; rows that are no approximation come first."""
+    yields: dict[Setting, Yield] = {}
+    for row in sorted(value["rows"], key=lambda row: not row.get("is_exact", True)):
+        name, length = str(row.get("label") or row["drafter"]).split()[0], row["num_speculative_tokens"]
+        if length and all(row.get(name) is None for name in CUTS):
+            yields.setdefault(Setting(name, length, row.get("num_tree_nodes")), _replayed(row, length))
+    return Known(str(path), yields)
 
 
-def _replayed(value: Mapping[str, Any]) -> Iterator[tuple[Setting, Yield]]:
-    """Of the rows, the last one of each setting."""
-    for row in value["rows"]:
-        name, length, found = row["drafter"], row["num_speculative_tokens"], row["tokens_per_step"]
-        if name and length:
-            ends = found if isinstance(found, Mapping) else {"value": found, **row}
-            share = row.get("drafted_share", 1.0)
-            rounds = Yield(ends["value"], share, ends.get("low"), ends.get("high"))
-            yield Setting(name.removesuffix(TREE), length, row.get("num_tree_nodes")), rounds
+def _replayed(row: Mapping[str, Any], length: int) -> Yield:
+    """Without the first step of each text, which is its prompt's."""
+    steps = row["num_steps"] - row["num_texts"]
+    tokens = (row["num_tokens"] - row["num_texts"]) / steps
+    nodes = row["nodes_per_step"] * row["num_steps"] / steps
+    low, high = (
+        None if row.get(end) is None else tokens * row[end] / row["tokens_per_step"] for end in ("low", "high")
+    )
+    return Yield(tokens, min(1.0, nodes / (row.get("num_tree_nodes") or length)), low, high)

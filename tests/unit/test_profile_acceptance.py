@@ -117,18 +117,28 @@ def test_a_summary_gives_yields_behind_the_prompts(tmp_path):
     assert found.of(Setting("eagle3", 4)).tokens_per_step == 1 + 0.75 * (expected_tokens([0.5, 0.4], 4) - 1)
 
 
+def replay_row(label, length, tokens, nodes_per_step, **columns):
+    """Of 4 texts: 4 steps over prompts and 40 more."""
+    steps = {"num_texts": 4, "num_steps": 44, "num_tokens": tokens, "tokens_per_step": tokens / 44}
+    row = {"label": label, "drafter": "dflash", "num_speculative_tokens": length, **steps, "num_tree_nodes": None}
+    return {**row, "nodes_per_step": nodes_per_step, "low": None, "high": None, **columns}
+
+
 def test_a_replay_gives_its_rows(tmp_path):
     rows = [
-        {"drafter": "ngram", "num_speculative_tokens": 3, "tokens_per_step": est(1.5, 1.4, 1.6), "drafted_share": 0.5},
-        {"drafter": "block tree", "num_speculative_tokens": 7, "num_tree_nodes": 9, "tokens_per_step": 3.0},
-        {"drafter": None, "num_speculative_tokens": None, "tokens_per_step": 1.0},
+        replay_row("ngram k=3", 3, 94, 3.0, is_exact=False),
+        replay_row("ngram k=3", 3, 64, 30 / 44 * 3, low=0.9 * 64 / 44, high=64 / 44, is_exact=True),
+        replay_row("ngram k=3", 3, 99, 1.0, is_exact=True, budget=4),
+        replay_row("block k=7, tree of 9", 7, 124, 9 * 40 / 44, num_tree_nodes=9),
+        replay_row("plain", 0, 44, 0.0),
     ]
     (tmp_path / "r.json").write_text(json.dumps({"kind": "replay", "version": 1, "rows": rows}))
-    found = read_acceptance(tmp_path / "r.json")
-    assert found.yields == {
-        Setting("ngram", 3): Yield(1.5, 0.5, 1.4, 1.6),
-        Setting("block", 7, 9): Yield(3.0),
-    }
+    found = read_acceptance(tmp_path / "r.json").yields
+    assert set(found) == {Setting("ngram", 3), Setting("block", 7, 9)}
+    got = found[Setting("ngram", 3)]
+    assert (got.tokens_per_step, got.drafted_share, got.high) == pytest.approx((1.5, 0.75, 1.5))
+    assert got.low == pytest.approx(1.35)
+    assert found[Setting("block", 7, 9)] == Yield(3.0, pytest.approx(1.0))
 
 
 @pytest.mark.parametrize(
