@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from specdec.target import PagedModel
 
 from .drafters import Setting
 from .running import Guess, Lap, decoding_laps, first_laps, laps_of
-from .settings import NUM_ROUNDS, ROOM, Settings, slices
+from .settings import NUM_ROUNDS, NUM_ROUNDS_BETWEEN, ROOM, Settings, slices
 
 OnRun = Callable[[int, int, str], None]  # told how many runs are done, of how many, and what the next one is
 
@@ -55,22 +56,31 @@ class Bench(NamedTuple):
         return first_laps(decoding_laps(laps_of(self.target, prompts, room, drafter), case.batch_size), num_rounds)
 
 
-def cases_of(settings: Settings, drafters: Iterable[Setting]) -> list[Case]:
-    """Passes at every context and batch size, and every drafter at the shortest context."""
-    drafted: list[tuple[int, Setting | None]] = [(min(settings.context_lengths), setting) for setting in drafters]
-    wide: list[tuple[int, Setting | None]] = [(length, None) for length in settings.context_lengths]
-    return [Case(context, batch, setting) for batch in settings.batch_sizes for context, setting in (*wide, *drafted)]
+def order_of(settings: Settings, drafters: Iterable[Setting]) -> list[tuple[Case, int]]:
+    """The cases of one turn, and how many rounds of each: passes at every context, drafters at the shortest.
+
+    There passes come again before each drafter, for all else is held against them, and what else the machine does
+    comes and goes.
+    """
+    context, order = min(settings.context_lengths), []
+    for batch in settings.batch_sizes:
+        order += [(Case(length, batch), NUM_ROUNDS) for length in settings.context_lengths if length != context]
+        for _, group in groupby(drafters, key=lambda setting: setting.drafter):
+            order.append((Case(context, batch), NUM_ROUNDS_BETWEEN))
+            order += [(Case(context, batch, setting), NUM_ROUNDS) for setting in group]
+    return order
 
 
-def run_cases(bench: Bench, cases: Sequence[Case], repeats: int, on_run: OnRun) -> dict[Case, list[Lap]]:
+def run_cases(bench: Bench, order: Sequence[tuple[Case, int]], repeats: int, on_run: OnRun) -> dict[Case, list[Lap]]:
     """The rounds of every case. Cases take turns, after a first turn that does not count and may capture graphs."""
-    found: dict[Case, list[Lap]] = {case: [] for case in cases}
-    total = (repeats + 1) * len(cases)
-    for turn in range(repeats + 1):
-        for number, case in enumerate(cases):
-            on_run(turn * len(cases) + number, total, case.label)
-            laps = bench.laps(case, NUM_ROUNDS if turn else 1)
-            found[case] += laps if turn else []
+    found: dict[Case, list[Lap]] = {case: [] for case, _ in order}
+    warming = [(case, 1) for case in found]
+    runs = [*warming, *(each for _ in range(repeats) for each in order)]
+    for done, (case, num_rounds) in enumerate(runs):
+        on_run(done, len(runs), case.label)
+        laps = bench.laps(case, num_rounds)
+        if done >= len(warming):
+            found[case] += laps
     return found
 
 

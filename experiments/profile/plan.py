@@ -41,6 +41,7 @@ def plan(profile: Mapping[str, Any], acceptance: Acceptance, batches: Sequence[i
         "version": 1,
         "environment": environment(),
         "definitions": DEFINITIONS,
+        "warnings": profile.get("warnings", []),
         "model": profile["model"],
         "profiled_with": profile["environment"],
         "acceptance": acceptance.source,

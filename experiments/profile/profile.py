@@ -15,12 +15,13 @@ from .cost import PassTable
 from .counting import ModelCounts, Rows, counts_of
 from .drafters import drafters_of
 from .machine import Machine, measure_machine
-from .passes import Bench, Case, OnRun, by_width, cases_of, run_cases, run_prompts, run_theirs
+from .passes import Bench, Case, OnRun, by_width, order_of, run_cases, run_prompts, run_theirs
 from .roofline import point
 from .running import Lap, Spread, pass_seconds
 from .settings import Settings, text_of
 
 Row = dict[str, Any]
+UNSTEADY = 1.3  # ends of the interval of a median, one over the other
 DEFINITIONS = {
     "seconds": "median by the clock on the wall; seconds_low, seconds_high: its 95 % interval by order statistics",
     "prefill": "ttft_seconds: from the prompt to the first new token, one request, nothing of it in the cache",
@@ -67,25 +68,40 @@ def profile(models: Models, settings: Settings, graphs: bool, on_run: OnRun, tex
     bench = Bench(target, text_of(models) if text is None else text, drafters, settings.all_widths)
     subject = Subject(bench, counts, machine, models.is_on_gpu)
     prompts = run_prompts(bench, settings.prompt_lengths, settings.repeats + 1, on_run)
-    cases = cases_of(settings, drafters)
-    plain = [case for case in cases if case.setting is None]
-    laps, theirs = run_cases(bench, cases, settings.repeats, on_run), run_theirs(bench, plain, settings.repeats)
+    order = order_of(settings, drafters)
+    cases = list(dict.fromkeys(case for case, _ in order))
+    plain = sorted(case for case in cases if case.setting is None)
+    laps, theirs = run_cases(bench, order, settings.repeats, on_run), run_theirs(bench, plain, settings.repeats)
     wide = {case: by_width(laps[case]) for case in plain}
     verify = [row for case in plain for row in _verify_rows(subject, case, wide[case])]
+    decode = [_decode_row(subject, case, wide[case][1], theirs[case]) for case in plain]
     table = PassTable.of(verify)
     return {
         "kind": "profile",
         "version": 1,
         "environment": environment(),
         "definitions": DEFINITIONS,
+        "warnings": list(_warnings(decode)),
         "settings": {**settings.as_dict(), "graphs": graphs},
         "model": _model_row(models, target, counts, settings),
         "machine": machine.as_dict(),
         "prefill": [_prefill_row(subject, length, found) for length, found in prompts.items()],
-        "decode": [_decode_row(subject, case, wide[case][1], theirs[case]) for case in plain],
+        "decode": decode,
         "verify": verify,
         "draft": [_draft_row(case, laps[case], table, subject) for case in cases if case.setting is not None],
     }
+
+
+def _warnings(rows: Sequence[Row]) -> Iterator[str]:
+    """Where times say little."""
+    for row in rows:
+        low, high = row["seconds_low"], row["seconds_high"]
+        if high > UNSTEADY * low:
+            where = f"batch {row['batch_size']}, context {row['context_length']}"
+            yield (
+                f"a plain step takes {1e3 * low:.1f} to {1e3 * high:.1f} ms at {where}: something else kept the "
+                "machine busy; measure again, or raise --repeats"
+            )
 
 
 def _model_row(models: Models, target: PagedModel, counts: ModelCounts, settings: Settings) -> Row:

@@ -7,7 +7,7 @@ from typing import Any
 from ..loading import Models
 from ..prompts import read_prompts
 
-NUM_ROUNDS = 6  # of a case, in each repeat
+NUM_ROUNDS, NUM_ROUNDS_BETWEEN = 6, 2  # of a case, in each repeat, and of passes before each drafter
 ROOM = 4  # rounds that a case runs beside those: the prompt's, a drafter's first, and some to spare
 
 

@@ -19,6 +19,8 @@ def show_profile(found: Row, console: Console) -> None:
         console.print(line, highlight=False)
     console.print(_prefill(found["prefill"]), _decode(found["decode"]), _verify(found["verify"]))
     console.print(_draft(found["draft"]))
+    for line in found["warnings"]:
+        console.print(f"warning: {line}", highlight=False)
 
 
 def about(found: Row) -> Iterator[str]:
@@ -122,6 +124,8 @@ def show_plan(found: Row, console: Console) -> None:
     console.print(table)
     for each in found["advice_by_batch"]:
         console.print(each, highlight=False)
+    for line in found["warnings"]:
+        console.print(f"warning: {line}", highlight=False)
     if found.get("check"):
         console.print(_check(found["check"]))
 

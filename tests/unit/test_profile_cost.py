@@ -8,7 +8,7 @@ from specdec.experiments.profile.drafters import Setting
 from specdec.experiments.profile.plan import PLAIN, plan
 
 LONGEST = 60
-STAMP = {"environment": {}, "model": {}}
+STAMP: dict = {"environment": {}, "model": {}}
 
 
 def verify_row(width, batch, seconds, overhead=0.0, context=64):
