@@ -112,7 +112,7 @@ class Costs:
     """The parts that a profile measured, in seconds. Settings between measured lengths are interpolated."""
 
     passes: PassTable
-    overheads: PassTable
+    plain: PassTable  # of a round of plain decoding, all of it
     drafts: Mapping[tuple[str, int | None], Mapping[str, Grid]]  # drafter, tree -> column -> (0, batch) -> length
     slowdowns: Mapping[tuple[str, int | None], float]  # drafter, tree -> median over lengths and batches
 
@@ -128,8 +128,8 @@ class Costs:
                 by_length[row["num_speculative_tokens"]] = row[column]
             slowdowns.setdefault((row["drafter"], row["num_tree_nodes"]), []).append(row["slowdown"])
         pooled = {kind: statistics.median(values) for kind, values in slowdowns.items()}
-        verify = profile["verify"]
-        return cls(PassTable.of(verify), PassTable.of(verify, "overhead_seconds"), drafts, pooled)
+        plain = [{**row, "width": 1} for row in profile["decode"]]
+        return cls(PassTable.of(profile["verify"]), PassTable.of(plain, "seconds_per_round"), drafts, pooled)
 
     def settings(self) -> list[Setting]:
         """Every drafter at every length up to its longest measured, and its trees."""
@@ -210,10 +210,9 @@ class Prediction:
 
 def predict(costs: Costs, setting: Setting | None, batch: int, context: float, yields: Yield) -> Prediction:
     """The prediction for a batch of requests with about so much context."""
-    one = costs.passes.seconds(1, batch, context)
-    rest = costs.overheads.seconds(1, batch, context)
+    plain = costs.plain.seconds(1, batch, context)
     if setting is None:
-        return Prediction(None, batch, yields, 0.0, one, rest, one + rest)
+        return Prediction(None, batch, yields, 0.0, plain, 0.0, plain)
     verify = costs.verification(setting, batch, context, yields.drafted_share)
     overhead = costs.draft(setting, batch, "overhead_seconds")
-    return Prediction(setting, batch, yields, costs.draft(setting, batch), verify, overhead, one + rest)
+    return Prediction(setting, batch, yields, costs.draft(setting, batch), verify, overhead, plain)

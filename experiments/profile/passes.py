@@ -19,16 +19,17 @@ OnRun = Callable[[int, int, str], None]  # told how many runs are done, of how m
 
 
 class Case(NamedTuple):
-    """Rounds of so many requests behind so much context: with a drafter, or with passes of every width in turn."""
+    """Rounds of so many requests behind so much context: plain, with a drafter, or of every width in turn."""
 
     context_length: int
     batch_size: int
     setting: Setting | None = None
+    is_plain: bool = False
 
     @property
     def label(self) -> str:
         """For people."""
-        what = self.setting.label if self.setting is not None else "passes"
+        what = self.setting.label if self.setting is not None else "plain" if self.is_plain else "passes"
         return f"{what}, batch {self.batch_size}, context {self.context_length}"
 
 
@@ -46,10 +47,12 @@ class Bench(NamedTuple):
 
     def laps(self, case: Case, num_rounds: int) -> list[Lap]:
         """So many rounds, of each width if there is no drafter, with the context in the middle of them."""
+        drafter: Drafter | None = None
+        most = 1
         if case.setting is not None:
             drafter, most = self.drafters[case.setting], case.setting.num_speculative_tokens + 1
-        else:
-            drafter, most = Guess([width - 1 for width in self.widths], self.target.vocab_size), 1
+        elif not case.is_plain:
+            drafter = Guess([width - 1 for width in self.widths], self.target.vocab_size)
             num_rounds *= len(self.widths)
         prompts = self.prompts(max(2, case.context_length - num_rounds // 2), case.batch_size)
         room = most * (num_rounds + ROOM) + max(self.widths)
@@ -59,14 +62,16 @@ class Bench(NamedTuple):
 def order_of(settings: Settings, drafters: Iterable[Setting]) -> list[tuple[Case, int]]:
     """The cases of one turn, and how many rounds of each: passes at every context, drafters at the shortest.
 
-    There passes come again before each drafter, for all else is held against them, and what else the machine does
-    comes and goes.
+    There passes and plain rounds come again before each drafter, for all else is held against them, and what else the
+    machine does comes and goes.
     """
     context, order = min(settings.context_lengths), []
     for batch in settings.batch_sizes:
-        order += [(Case(length, batch), NUM_ROUNDS) for length in settings.context_lengths if length != context]
+        for length in settings.context_lengths:
+            order += [(Case(length, batch, is_plain=True), NUM_ROUNDS)]
+            order += [(Case(length, batch), NUM_ROUNDS)] if length != context else []
         for _, group in groupby(drafters, key=lambda setting: setting.drafter):
-            order.append((Case(context, batch), NUM_ROUNDS_BETWEEN))
+            order += [(Case(context, batch, is_plain=True), NUM_ROUNDS), (Case(context, batch), NUM_ROUNDS_BETWEEN)]
             order += [(Case(context, batch, setting), NUM_ROUNDS) for setting in group]
     return order
 

@@ -14,7 +14,8 @@ DEFINITIONS = {
     "tokens_per_step / seconds of a round; of plain decoding 1 per step",
     "low, high": "of tokens_per_second at the ends of the 95 % interval of tokens_per_step; null if that has none",
     "seconds": "of a round: draft, verify (the target's pass, where only drafted_share of the rounds have a draft) and "
-    "overhead (rule, cache, host), from the profile; between lengths, batches and contexts measured there, linearly",
+    "overhead (rule, cache, host; of plain decoding all of it is verify), "
+    "from the profile; between lengths, batches and contexts measured there, linearly",
     "tokens_per_step": "behind prompts, the correction or bonus included",
     "speedup": "over plain decoding of the same batch",
     "break_even_tokens_per_step": "at which it would be as fast as plain decoding; break_even_acceptance: the rate at "

@@ -70,11 +70,11 @@ def profile(models: Models, settings: Settings, graphs: bool, on_run: OnRun, tex
     prompts = run_prompts(bench, settings.prompt_lengths, settings.repeats + 1, on_run)
     order = order_of(settings, drafters)
     cases = list(dict.fromkeys(case for case, _ in order))
-    plain = sorted(case for case in cases if case.setting is None)
+    plain = sorted(case for case in cases if case.is_plain)
+    passes = sorted(case for case in cases if case.setting is None and not case.is_plain)
     laps, theirs = run_cases(bench, order, settings.repeats, on_run), run_theirs(bench, plain, settings.repeats)
-    wide = {case: by_width(laps[case]) for case in plain}
-    verify = [row for case in plain for row in _verify_rows(subject, case, wide[case])]
-    decode = [_decode_row(subject, case, wide[case][1], theirs[case]) for case in plain]
+    verify = [row for case in passes for row in _verify_rows(subject, case, by_width(laps[case]))]
+    decode = [_decode_row(subject, case, laps[case], theirs[case]) for case in plain]
     table = PassTable.of(verify)
     return {
         "kind": "profile",
@@ -133,7 +133,7 @@ def _prefill_row(subject: Subject, length: int, found: Mapping[str, Sequence[flo
 
 
 def _decode_row(subject: Subject, case: Case, laps: Sequence[Lap], theirs: Sequence[float]) -> Row:
-    spread, batch = Spread.of(lap.seconds - lap.event.seconds.draft for lap in laps), case.batch_size
+    spread, batch = Spread.of(lap.seconds for lap in laps), case.batch_size
     work = subject.counts.work([Rows(case.context_length, 1)] * batch)
     return {
         "batch_size": batch,

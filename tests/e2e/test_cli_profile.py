@@ -108,7 +108,8 @@ def profiled(folders):
     draft |= dict.fromkeys(("seconds", "seconds_low", "seconds_high", "overhead_seconds"), 0.1)
     settings = {"context_lengths": [8], "graphs": False}
     value = {"kind": "profile", "version": 1, "model": model, "environment": {}, "settings": settings}
-    path.write_text(json.dumps({**value, "verify": rows, "draft": [draft]}))
+    decode = [{"context_length": 8, "batch_size": 1, "seconds_per_round": 1.0}]
+    path.write_text(json.dumps({**value, "decode": decode, "verify": rows, "draft": [draft]}))
     yield path
     path.unlink()
 

@@ -16,6 +16,10 @@ def verify_row(width, batch, seconds, overhead=0.0, context=64):
     return {**place, "pass_seconds": seconds, "overhead_seconds": overhead}
 
 
+def plain_row(seconds, batch=1):
+    return {"context_length": 64, "batch_size": batch, "seconds_per_round": seconds}
+
+
 def draft_row(name, length, batch, seconds, nodes=None, **columns):
     setting = {"drafter": name, "num_speculative_tokens": length, "num_tree_nodes": nodes, "batch_size": batch}
     times = {"seconds": seconds, "seconds_low": seconds, "seconds_high": seconds}
@@ -27,7 +31,7 @@ def profile_of(draft_cost, width_cost=0.0, batches=(1,)):
     widths = [1, LONGEST + 1]
     verify = [verify_row(w, b, 1.0 + width_cost * b * (w - 1)) for b in batches for w in widths]
     draft = [draft_row("small", k, b, draft_cost * k) for b in batches for k in (1, LONGEST)]
-    return {**STAMP, "verify": verify, "draft": draft}
+    return {**STAMP, "decode": [plain_row(1.0, b) for b in batches], "verify": verify, "draft": draft}
 
 
 # Best length and speed-up by acceptance and cost of a drafted token: Leviathan et al. 2023, theorem 3.8.
@@ -74,7 +78,9 @@ def test_at_the_break_even_rate_the_speed_is_that_of_plain_decoding(length):
 
 def test_rounds_without_a_draft_take_a_plain_step():
     rows = [verify_row(1, 1, 1.0, 0.1), verify_row(6, 1, 3.0, 0.2)]
-    costs = Costs.of({"verify": rows, "draft": [draft_row("ngram", 5, 1, 0.5, overhead_seconds=0.25)]})
+    costs = Costs.of(
+        {"decode": [plain_row(1.1)], "verify": rows, "draft": [draft_row("ngram", 5, 1, 0.5, overhead_seconds=0.25)]}
+    )
     setting = Setting("ngram", 5)
     found = predict(costs, setting, 1, 64, Yield(2.0, drafted_share=0.25))
     assert (found.draft, found.verify, found.overhead, found.plain) == (0.5, 0.25 * 3.0 + 0.75 * 1.0, 0.25, 1.1)
@@ -85,7 +91,7 @@ def test_rounds_without_a_draft_take_a_plain_step():
 
 def test_a_pass_behind_a_draft_is_slower_by_the_median_over_lengths():
     rows = [draft_row("small", k, 1, 0.1, slowdown=slow) for k, slow in ((1, 1.1), (2, 1.2), (3, 9.0))]
-    costs = Costs.of({"verify": [verify_row(1, 1, 1.0)], "draft": rows})
+    costs = Costs.of({"decode": [plain_row(1.0)], "verify": [verify_row(1, 1, 1.0)], "draft": rows})
     assert predict(costs, Setting("small", 3), 1, 64, Yield(2.0)).verify == 1.2
 
 
