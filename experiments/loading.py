@@ -126,11 +126,20 @@ def load_target(
     kind = DTYPES[dtype] if dtype is not None else torch.bfloat16 if target is None else "auto"
     if device is not None and spread:
         raise ValueError(f"expected a device or {next(iter(spread))}, got both, {device!r} too; drop one")
-    place = "cpu" if spread else _device(device)
+    place = "cpu" if spread else device_of(device)
     return load_model(str(FOLDER / "target") if target is None else target, kind, place, spread)
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of this name; None for the GPU if there is one.
+
+    Raises:
+        ValueError: this machine has none.
+
+    Example:
+        >>> device_of("cpu")
+        device(type='cpu')
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -35,6 +35,7 @@ from .cli_options import (
     use_threads,
 )
 from .cli_replay import replay_app
+from .cli_profile import profile_app
 from .cli_train import train_app
 from .experiments.compare import compare as run_comparison
 from .experiments.compare_view import show
@@ -79,6 +80,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(bench_app)
 app.command()(convert)
 app.add_typer(replay_app)
+app.add_typer(profile_app)
 
 
 @app.callback(invoke_without_command=True)

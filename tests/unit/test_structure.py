@@ -27,6 +27,7 @@ TOP = {
     "cli",
     "cli_bench",
     "cli_convert",
+    "cli_profile",
     "cli_replay",
     "cli_train",
     "exchange",
