@@ -33,6 +33,7 @@ from .cli_options import (
     quiet_transformers,
     use_threads,
 )
+from .cli_report import report
 from .cli_train import train_app
 from .experiments.compare import compare as run_comparison
 from .experiments.compare_view import show
@@ -75,6 +76,7 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 app.command()(convert)
+app.command()(report)
 
 
 @app.callback(invoke_without_command=True)
@@ -127,7 +129,7 @@ def compare(
     show(result, models, chosen, decoding, console())
     settings = {**decoding.as_dict(), "repeats": repeats, "prompts": [prompt.id for prompt in chosen]}
     about = {"settings": settings, "models": models.as_dict(), "environment": environment()}
-    write_json(json_file, {**result.as_dict(), **about})
+    write_json(json_file, {"kind": "compare", "version": 1, **result.as_dict(), **about})
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from .arms import Arm, by_cell, by_series, fastest, overlap
+from .arms import Arm, by_cell, by_series, fastest
+from .arms import ties as tied
 from .blocks import Answers
 from .words import interval, is_number, listing, number, percent
 
@@ -39,19 +40,19 @@ def _pairs(arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:
         yield "Which drafter?", _which(best, [arm for arm in ties if arm.series != best.series])
         yield "Which length?", _length(best, [arm for arm in ties if arm.series == best.series])
         yield "By how much?", _by_how_much(best)
-        yield "How sure?", _how_sure(best, ties)
+        yield "How sure?", _how_sure(best, ties, field)
     yield "Is the text the same?", _text(arms)
 
 
 def _ties(best: Arm, field: Sequence[Arm]) -> list[Arm]:
-    return [arm for arm in field if arm is not best and overlap(arm.speedup, best.speedup)]
+    return [arm for arm in field if arm is not best and tied(best, arm)]
 
 
 def _which(best: Arm, rivals: Sequence[Arm]) -> str:
     if not rivals:
         return f"{best.series}."
     shown = listing(dict.fromkeys(arm.series for arm in rivals))
-    return f"A tie: {best.series} is ahead, but its interval overlaps with that of {shown}."
+    return f"A tie: {best.series} is ahead, but the measurements do not tell it from {shown}."
 
 
 def _length(best: Arm, rivals: Sequence[Arm]) -> str:
@@ -61,7 +62,7 @@ def _length(best: Arm, rivals: Sequence[Arm]) -> str:
     if not rivals:
         return f"{best.length} {tokens}."
     others = listing(str(arm.length) for arm in sorted(rivals, key=lambda arm: arm.length or 0))
-    return f"A tie: {best.length} {tokens} is ahead for {best.series}, but its interval overlaps with that of {others}."
+    return f"A tie: {best.length} {tokens} is ahead for {best.series}, but not told from {others}."
 
 
 def _by_how_much(best: Arm) -> str:
@@ -70,12 +71,15 @@ def _by_how_much(best: Arm) -> str:
     return f"{number(best.ratio)} times the tokens per second of plain decoding{shown}."
 
 
-def _how_sure(best: Arm, ties: Sequence[Arm]) -> str:
+def _p_value(arm: Arm) -> float | None:
+    return (arm.over or {}).get("p_holm")
+
+
+def _how_sure(best: Arm, ties: Sequence[Arm], field: Sequence[Arm]) -> str:
     num_prompts = best.overall.get("num_prompts")
     low, high = ((best.speedup or {}).get(end) for end in ("low", "high"))
     if not (is_number(low) and is_number(high)):
         return f"Not known: no interval can be given for {num_prompts} prompts; measure at least 3, better 20."
-    assert low is not None and high is not None
     prompts = f"measured on {num_prompts} prompts"
     if low > 1:
         said = f"The interval lies above 1, so this is a gain, {prompts}."
@@ -84,10 +88,12 @@ def _how_sure(best: Arm, ties: Sequence[Arm]) -> str:
     else:
         said = f"The interval holds 1: a gain over plain decoding is not shown, {prompts}."
     if not ties:
-        return said
+        over = max(filter(is_number, map(_p_value, field)), default=None) if best.is_leader else None
+        shown = "" if over is None else f" (paired by prompts, p at most {over:.2g}, Holm-corrected)"
+        return f"{said} It is faster than every other arm{shown}." if len(field) > 1 else said
     named = [f"{arm.label} ({number(arm.ratio)}, {interval(arm.speedup) or 'no interval'})" for arm in ties[:MAX_NAMED]]
     more = [f"{len(ties) - MAX_NAMED} more"] if len(ties) > MAX_NAMED else []
-    return f"{said} Its rank is not sure: the intervals of {listing([*named, *more])} overlap with its own."
+    return f"{said} Its rank is not sure: {listing([*named, *more])} may be as fast."
 
 
 def _text(arms: Sequence[Arm]) -> str:
@@ -113,13 +119,9 @@ def findings(arms: Sequence[Arm]) -> Iterator[str]:
     for arm in arms:
         if arm.is_flagged:
             share = percent((arm.overall["degeneracy"].get("repetition") or {}).get("value"))
-            yield f"{arm.label} ({arm.cell}): its text repeats itself ({share} of the tokens), which flatters it."
+            yield f"{arm.label} ({arm.cell}): degenerate text ({share} repeats itself); it does not compete."
         if not arm.is_lossless:
             yield f"{arm.label} ({arm.cell}): the rule is lossy ({arm.about.get('level')}); it does not compete."
-        text = arm.overall.get("text") or {}
-        wrong = [each for each in text.get("differences") or () if not each.get("is_tie")]
-        if wrong:
-            yield f"{arm.label} ({arm.cell}): {len(wrong)} texts differ from plain decoding's, and no tie explains it."
         yield from (f"{arm.label} ({arm.cell}): {line}" for line in arm.about.get("warnings") or ())
 
 
@@ -128,5 +130,5 @@ def best_lengths(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, str]]:
     for name, own in by_series(arms).items():
         best = fastest(own)
         if best is not None:
-            ties = [arm for arm in own if arm is not best and overlap(arm.speedup, best.speedup)]
+            ties = [arm for arm in own if arm is not best and tied(best, arm)]
             yield name, best, listing([str(arm.length) for arm in ties]) if ties else ""

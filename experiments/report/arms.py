@@ -1,13 +1,14 @@
 """The arms of a benchmark's summary as the report needs them: named, grouped and in order of speed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .plots import Point
 from .words import Estimate, central, is_number
 
 Figures = Mapping[str, Any]
+SIGNIFICANT = 0.05  # of p values; as the intervals of 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Arm:
     about: Mapping[str, Any]  # the header's entry
     overall: Figures
     by_category: Mapping[str, Figures]
+    is_leader: bool = False  # whether it is the fastest of its cell, which the others were held against
+    over: Estimate = None  # the leader's speed over its own, paired by prompts, with p_holm
 
     @property
     def speedup(self) -> Estimate:
@@ -51,7 +54,13 @@ def read_arms(summary: Mapping[str, Any]) -> tuple[Arm, ...]:
         >>> [(arm.series, arm.is_baseline) for arm in read_arms({"arms": [row]})]
         [('plain', True)]
     """
-    return tuple(_arm(row, summary["arms"]) for row in summary["arms"])
+    ranked = [each for cell in summary.get("cells") or () for each in cell["arms"]]
+    leaders = {cell["arms"][0]["arm"] for cell in summary.get("cells") or () if cell["arms"]}
+    over = {each["arm"]: each["over"] for each in ranked}
+    return tuple(
+        replace(_arm(row, summary["arms"]), is_leader=row["id"] in leaders, over=over.get(row["id"]))
+        for row in summary["arms"]
+    )
 
 
 def _arm(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Arm:
@@ -70,7 +79,7 @@ def _arm(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Arm:
 
 def _series(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The drafter, with what else tells this line from the others of its cell."""
-    if row.get("num_speculative_tokens") is None:
+    if row.get("num_speculative_tokens") is None or row.get("drafter_name") is None:
         return str(row["label"])
     alike = [each for each in rows if each["cell"] == row["cell"] and each.get("drafter_name") == row["drafter_name"]]
     name = str(row["drafter_name"])
@@ -108,6 +117,17 @@ def fastest(arms: Sequence[Arm]) -> Arm | None:
     return max((arm for arm in arms if arm.ratio is not None), key=lambda arm: arm.ratio or 0.0, default=None)
 
 
+def ties(one: Arm, other: Arm) -> bool:
+    """Whether it cannot be said which of two arms is faster.
+
+    Prompts are the same for both, so their paired ratio tells more than two intervals; it is used where it is known.
+    """
+    over = other.over if one.is_leader else one.over if other.is_leader else None
+    if over and is_number(over.get("p_holm")):
+        return bool(over["p_holm"] > SIGNIFICANT)
+    return overlap(one.speedup, other.speedup)
+
+
 def overlap(one: Estimate, other: Estimate) -> bool:
     """Whether two intervals have a point in common; also if one of them is not known.
 
@@ -117,11 +137,12 @@ def overlap(one: Estimate, other: Estimate) -> bool:
         >>> overlap({"low": 1.0, "high": 1.2}, {"low": 1.3, "high": 1.4})
         False
     """
-    ends = [(found or {}).get(name) for found in (one, other) for name in ("low", "high")]
-    if not all(is_number(end) for end in ends):
+    ends = [[(found or {}).get(name) for name in ("low", "high")] for found in (one, other)]
+    known = [(low, high) for low, high in ends if is_number(low) and is_number(high)]
+    if len(known) < 2:
         return True
-    (low, high, other_low, other_high) = ends
-    return bool(low <= other_high and other_low <= high)
+    (low, high), (other_low, other_high) = known
+    return low <= other_high and other_low <= high
 
 
 def point(x: float, found: Estimate, scale: float = 1.0) -> Point | None:
@@ -132,4 +153,4 @@ def point(x: float, found: Estimate, scale: float = 1.0) -> Point | None:
     low, high = found.get("low"), found.get("high")
     if not (is_number(low) and is_number(high)):
         return Point(x, scale * value)
-    return Point(x, scale * value, scale * float(low), scale * float(high))  # type: ignore[arg-type]
+    return Point(x, scale * value, scale * float(low), scale * float(high))

@@ -1,6 +1,6 @@
 """The plots of a benchmark: one line for each drafter."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .arms import Arm, by_series, fastest, point
@@ -22,20 +22,20 @@ TIE = 8.0  # units of resolution: the margin up to which a difference is called 
 
 def bench_plots(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> dict[str, list[Plot]]:
     """The plots of one cell by what they tell: speed, acceptance, time, text; `prefix` makes their names unique."""
-    found = {
-        "speed": [_forest(arms, numbers, prefix), *_over_length(arms, numbers, prefix)],
+    return {
+        "speed": [*_forest(arms, numbers, prefix), *_over_length(arms, numbers, prefix)],
         "acceptance": [*_by_position(arms, numbers, prefix), *_by_category(arms, numbers, prefix)],
         "time": [*_time(arms, prefix)],
         "text": [*_margins(arms, numbers, prefix)],
     }
-    return {name: [plot for plot in plots if plot is not None] for name, plots in found.items()}
 
 
-def _forest(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> Plot | None:
+def _forest(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> Iterator[Plot]:
     rows = sorted((arm for arm in arms if not arm.is_baseline and arm.ratio), key=lambda arm: -(arm.ratio or 0.0))
     marks = [(arm.label, _marks({arm.series: arm.speedup}, numbers)) for arm in rows[:MAX_ROWS]]
     caption = "Speed-up over plain decoding, fastest first, with 95 % intervals."
-    return rows_plot(Frame(f"{prefix}-forest", caption, "speed-up", "", 1.0), marks, {}) if marks else None
+    if marks:
+        yield rows_plot(Frame(f"{prefix}-forest", caption, "speed-up", "", 1.0), marks, {})
 
 
 def _marks(found: Mapping[str, Estimate], numbers: Mapping[str, int]) -> list[Mark]:
@@ -45,19 +45,23 @@ def _marks(found: Mapping[str, Estimate], numbers: Mapping[str, int]) -> list[Ma
 
 
 def _over_length(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> Iterator[Plot]:
-    for name, words, reference in (("speedup", "speed-up", 1.0), ("tokens_per_step", "tokens per step", None)):
-        series = _series(arms, numbers, lambda arm, name=name: arm.overall.get(name))  # type: ignore[misc]
+    names: dict[str, tuple[str, float | None]] = {
+        "speedup": ("speed-up", 1.0),
+        "tokens_per_step": ("tokens per step", None),
+    }
+    for name, (words, reference) in names.items():
+        series = _series(arms, numbers, name)
         caption = f"{words[0].upper()}{words[1:]} against draft length, with 95 % intervals."
         frame = Frame(f"{prefix}-{name}", caption, "draft length", words, reference, dodge=0.05)
         if series:
             yield lines(frame, series)
 
 
-def _series(arms: Sequence[Arm], numbers: dict[str, int], figure: Callable[[Arm], Estimate]) -> list[Line]:
+def _series(arms: Sequence[Arm], numbers: dict[str, int], figure: str) -> list[Line]:
     """A line over the draft lengths for each series that has one."""
     found = []
     for name, own in by_series(arms).items():
-        points = [point(arm.length, figure(arm)) for arm in own if arm.length is not None]
+        points = [point(arm.length, arm.overall.get(figure)) for arm in own if arm.length is not None]
         if any(points):
             found.append(Line(name, numbers[name], [each for each in points if each is not None]))
     return found

@@ -35,8 +35,8 @@ def bench_section(summary: Mapping[str, Any], title: str, prefix: str) -> Sectio
     for index, (cell, own) in enumerate(cells.items()):
         blocks += [Heading(cell), *_cell(own, numbers, f"{prefix}-{index}")]
     blocks += _batches(arms)
-    blocks += [_facts("Settings", summary.get("settings") or {}), _facts("Environment", summary["environment"])]
-    warnings = [*summary.get("warnings", ()), *findings(arms)]
+    blocks += [facts("Settings", summary.get("settings") or {}), facts("Environment", summary.get("environment") or {})]
+    warnings = list(dict.fromkeys([*summary.get("warnings", ()), *findings(arms)]))
     return Section(title, blocks, answers(arms), warnings, summary.get("definitions") or {})
 
 
@@ -93,5 +93,11 @@ def _varies(rows: Mapping[tuple[str, ...], Any], index: int) -> bool:
     return len({key[index] for key in rows}) > 1
 
 
-def _facts(caption: str, values: Mapping[str, Any]) -> Facts:
+def facts(caption: str, values: Mapping[str, Any]) -> Facts:
+    """Settings and the like, folded.
+
+    Example:
+        >>> facts("Settings", {"seed": 0}).values
+        {'seed': '0'}
+    """
     return Facts(caption, {str(name): plain(value) for name, value in values.items()}, is_folded=True)

@@ -65,9 +65,6 @@ class Heading:
     text: str
 
 
-Block = Notes | Table | Plot | Plots | Facts | Heading
-
-
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Questions and their answers in words."""
@@ -75,6 +72,9 @@ class Answers:
     form: ClassVar[str] = "answers"
     title: str
     pairs: Sequence[tuple[str, str]]
+
+
+Block = Answers | Facts | Heading | Notes | Plots | Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from .bench_section import bench_section
 from .blocks import Section, Table
+from .other_sections import compare_section, imported_section, replay_section, side_by_side
+from .profile_section import plan_section, profile_section
 from .sources import Skipped, Source
 from .words import estimate, number, short
 
@@ -16,6 +18,11 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithm
 Builder = Callable[[Mapping[str, Any], str, str], Section]
 BUILDERS: Mapping[str, tuple[str, Builder]] = {
     "bench-summary": ("Benchmark", bench_section),
+    "compare": ("Methods compared", compare_section),
+    "profile": ("Profile", profile_section),
+    "plan": ("Plan", plan_section),
+    "replay": ("Replay", replay_section),
+    "imported": ("Imported", imported_section),
 }
 Row = Mapping[str, Any]
 
@@ -38,6 +45,10 @@ def build_page(
     if not sections:
         reasons = "; ".join(f"{each.path}: {each.reason}" for each in left_out)
         raise ValueError(f"expected result files, got none that can be shown: {reasons}; pass what `specdec` wrote")
+    shown = [source for source in sources if source.path not in {each.path for each in left_out}]
+    armed = [source for source in shown if source.kind in ("bench-summary", "imported")]
+    if len({source.kind for source in armed}) > 1:
+        sections.insert(0, Section("Measured here and elsewhere", [side_by_side(armed)]))
     if comparisons:
         sections.insert(0, Section("Two result sets compared", [comparison_table(comparisons)]))
     return _render(sections, left_out), left_out

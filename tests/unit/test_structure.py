@@ -22,7 +22,7 @@ IMPORTS = {
     "experiments": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
 }
 # With specdec/__init__.py.
-TOP = {"methods", "generation", "exchange", "probe", "cli", "cli_convert", "cli_train", "__main__"}
+TOP = {"methods", "generation", "exchange", "probe", "cli", "cli_convert", "cli_report", "cli_train", "__main__"}
 KERNEL_LIBRARIES = {"torch", "triton", *sys.stdlib_module_names}
 DICTATED = {("specdec.generation", "__call__")}  # transformers calls it with these parameters
 MAX_KERNEL_LINES = 100  # a kernel is one function: what it calls is compiled into it
