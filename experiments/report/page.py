@@ -1,6 +1,7 @@
 """The page: one HTML file that asks for nothing else."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def build_page(
     shown = [source for source in sources if source.path not in {each.path for each in left_out}]
     armed = [source for source in shown if source.kind in ("bench-summary", "imported")]
     if len({source.kind for source in armed}) > 1:
-        sections.insert(0, Section("Measured here and elsewhere", [side_by_side(armed)]))
+        sections.append(Section("Measured here and elsewhere", [side_by_side(armed)]))
     if comparisons:
         sections.insert(0, Section("Two result sets compared", [comparison_table(comparisons)]))
     return _render(sections, left_out), left_out
@@ -59,11 +60,19 @@ def _sections(sources: Sequence[Source], skipped: Sequence[Skipped]) -> tuple[li
     for index, source in enumerate(sources):
         words, build = BUILDERS[source.kind]
         try:
-            sections.append(build(source.value, f"{words}: {source.path}", f"{source.kind}-{index}"))
+            sections.append(_checked(build(source.value, f"{words}: {source.path}", f"{source.kind}-{index}")))
         except MALFORMED as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             left_out.append(Skipped(source.path, f"a {source.kind} that is not as it should be ({reason})"))
     return sections, left_out
+
+
+def _checked(section: Section) -> Section:
+    """The section, once it is known that what the page repeats of it are texts."""
+    if isinstance(section.warnings, str):
+        raise TypeError("the warnings are one text")
+    definitions = {str(name): str(words) for name, words in section.definitions.items()}
+    return replace(section, warnings=[str(line) for line in section.warnings], definitions=definitions)
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:

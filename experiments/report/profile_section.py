@@ -1,6 +1,7 @@
 """What a profile and a plan become in the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .bench_section import facts
@@ -9,6 +10,7 @@ from .plots import Frame, Line, Point, Roof, lines, roofline
 from .words import interval, is_number, milliseconds, number, percent, plain, short, size
 
 Row = Mapping[str, Any]
+MAX_ROWS = 30  # of a table that is shown unasked
 Figure = tuple[str, str]  # the field of y, and that of x
 DECODE = ("tokens_per_second", "batch_size")
 
@@ -135,8 +137,8 @@ def plan_section(plan: Row, title: str, prefix: str) -> Section:
     best = {(row.get("label"), row.get("batch_size")) for row in plan.get("best") or ()}
     marked = {i for i, row in enumerate(plan["rows"]) if (row["label"], row.get("batch_size")) in best}
     blocks: list[Block] = [Answers(f"Predicted from {plan.get('acceptance') or 'a profile'}", pairs)]
-    blocks.append(Table("Every way to decode, as predicted", (*columns, *more), rows, marked=frozenset(marked)))
-    blocks += list(_plan_plots(plan, prefix))
+    table = Table("Every way to decode, as predicted", (*columns, *more), rows, marked=frozenset(marked))
+    blocks += [*_plan_plots(plan, prefix), replace(table, is_folded=len(rows) > MAX_ROWS)]
     blocks += list(_checks(plan))
     blocks += [facts("Model", plan.get("model") or {}), facts("Environment", plan.get("environment") or {})]
     return Section(title, blocks, definitions=plan.get("definitions") or {})

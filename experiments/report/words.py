@@ -57,10 +57,12 @@ def percent(value: Any, digits: int = 0) -> str:
 def milliseconds(value: Any) -> str:
     """
     Example:
-        >>> milliseconds(0.01234), milliseconds(1.5)
-        ('12.3', '1,500')
+        >>> milliseconds(0.01234), milliseconds(0.003), milliseconds(1.5)
+        ('12.3', '3.00', '1,500')
     """
-    return short(1000.0 * value) if is_number(value) else ABSENT
+    if not is_number(value):
+        return ABSENT
+    return f"{1000.0 * value:#.3g}" if 1e-7 < abs(value) < 0.0995 else short(1000.0 * value)
 
 
 def size(value: Any) -> str:
