@@ -62,7 +62,9 @@ def _length(best: Arm, rivals: Sequence[Arm]) -> str:
     if not rivals:
         return f"{best.length} {tokens}."
     others = listing(str(arm.length) for arm in sorted(rivals, key=lambda arm: arm.length or 0))
-    return f"A tie: {best.length} {tokens} is ahead for {best.series}, but not told from {others}."
+    return (
+        f"A tie: for {best.series}, {best.length} {tokens} are ahead; the measurements do not tell this from {others}."
+    )
 
 
 def _by_how_much(best: Arm) -> str:

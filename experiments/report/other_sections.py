@@ -1,4 +1,4 @@
-"""What the other kinds of results become in the report: comparisons, imported figures, replays."""
+"""What the other kinds of results become in the report: comparisons and imported figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,12 +9,11 @@ from .bench_tables import category_tables, latency_table, position_tables
 from .blocks import Block, Plot, Plots, Section, Table
 from .plots import PARTS, Frame, Line, Mark, Point, lines, rows_plot, stacked
 from .sources import Source
-from .words import ABSENT, central, estimate, interval, is_number, number, percent, plain, rate, short
+from .words import ABSENT, central, estimate, interval, is_number, number, percent, rate, short
 
 Row = Mapping[str, Any]
 SIDE_BY_SIDE = ("tokens_per_step", "mean_acceptance_length", "draft_acceptance_rate", "node_acceptance_rate")
 MAX_DEPTH = 5  # of the positions that are held side by side
-HIDDEN = {"kind", "version", "environment", "definitions", "settings", "warnings"}  # shown at their own places
 
 
 def compare_section(value: Row, title: str, prefix: str) -> Section:
@@ -126,52 +125,3 @@ def side_by_side(sources: Sequence[Source]) -> Table:
 
 def _positions(found: Sequence[Row]) -> list[str]:
     return [percent(central(found[depth])) if depth < len(found) else ABSENT for depth in range(MAX_DEPTH)]
-
-
-def replay_section(value: Row, title: str, prefix: str) -> Section:
-    """The section of a replay: tokens per step of every rule and length, the oracles, and whatever else it says."""
-    blocks: list[Block] = [*_replay_plots(value.get("rows") or (), prefix)]
-    rest = {name: found for name, found in value.items() if name not in HIDDEN}
-    single = {name: found for name, found in rest.items() if not _is_rows(found)}
-    blocks += [any_table(name.replace("_", " ").capitalize(), found) for name, found in rest.items() if _is_rows(found)]
-    blocks += [facts("Of this replay", single)] if single else []
-    blocks += [facts(name.capitalize(), value.get(name) or {}) for name in ("settings", "environment")]
-    return Section(title, blocks, warnings=value.get("warnings") or (), definitions=value.get("definitions") or {})
-
-
-def _is_rows(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(isinstance(row, dict) for row in found)
-
-
-def any_table(caption: str, rows: Sequence[Row]) -> Table:
-    """A table of rows with any fields, estimates with their intervals.
-
-    Example:
-        >>> any_table("Rows", [{"rule": "greedy", "tokens_per_step": {"value": 2.5}}, {"rule": "block"}]).rows
-        [['greedy', '2.50'], ['block', '–']]
-    """
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_any(row.get(name)) for name in fields] for row in rows]
-    texts = {name.replace("_", " ") for name in fields if any(isinstance(row.get(name), str) for row in rows)}
-    return Table(caption, [name.replace("_", " ") for name in fields], cells, words=frozenset(texts))
-
-
-def _any(value: Any) -> str:
-    if isinstance(value, Mapping) and ("value" in value or "ratio" in value):
-        return estimate(value)
-    return short(value) if is_number(value) else plain(value)
-
-
-def _replay_plots(rows: Sequence[Row], prefix: str) -> Iterator[Plots]:
-    found: dict[str, list[Point]] = {}
-    for row in rows:
-        length, figure = row.get("num_speculative_tokens"), row.get("tokens_per_step")
-        figure = figure if isinstance(figure, Mapping) else {**row, "value": figure}
-        reached = point(float(length), figure) if is_number(length) else None
-        if reached is not None:
-            names = (row.get("drafter"), row.get("verifier") or row.get("rule"), row.get("num_tree_nodes"))
-            found.setdefault(", ".join(str(name) for name in names if name is not None), []).append(reached)
-    series = [Line(name, i, sorted(points, key=lambda p: p.x)) for i, (name, points) in enumerate(found.items())]
-    if series:
-        caption = "Replayed: tokens per step against draft length."
-        yield Plots([lines(Frame(f"{prefix}-steps", caption, "draft length", "tokens per step"), series)])

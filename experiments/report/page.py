@@ -7,8 +7,9 @@ from typing import Any
 
 from .bench_section import bench_section
 from .blocks import Section, Table
-from .other_sections import compare_section, imported_section, replay_section, side_by_side
+from .other_sections import compare_section, imported_section, side_by_side
 from .profile_section import plan_section, profile_section
+from .replay_section import replay_section
 from .sources import Skipped, Source
 from .words import estimate, number, short
 

@@ -15,6 +15,16 @@ PARTS = ("draft", "score", "rule", "cache", "host", "outside")  # of the time, i
 TALL = 4.4  # inches: from here on a plot takes the room of two
 
 
+def marker_of(number: int) -> str:
+    """The marker of a series: where colours begin again, it is another one.
+
+    Example:
+        >>> [marker_of(number) for number in (0, 1, 8)]
+        ['o', 's', 's']
+    """
+    return MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """A figure with its interval, if there is one."""
@@ -44,7 +54,6 @@ class Frame:
     y: str
     reference: float | None = None  # a horizontal line
     is_share: bool = False  # from 0 to 1
-    scales: tuple[str, str] = ("linear", "linear")
     dodge: float = 0.0  # how far neighbouring lines stand apart, so that their intervals can be seen
 
 
@@ -56,7 +65,7 @@ def lines(frame: Frame, series: Sequence[Line]) -> Plot:
             _line(axes, each, frame.dodge * (index - (len(series) - 1) / 2))
         if frame.reference is not None:
             axes.axhline(frame.reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set(xlabel=frame.x, ylabel=frame.y, xscale=frame.scales[0], yscale=frame.scales[1])
+        axes.set(xlabel=frame.x, ylabel=frame.y)
         if frame.is_share:
             axes.set_ylim(0, 1.02)
         _ticks(axes, sorted({point.x for each in series for point in each.points}))
@@ -67,11 +76,11 @@ def lines(frame: Frame, series: Sequence[Line]) -> Plot:
 
 def legend(numbers: Mapping[str, int]) -> list[tuple[str, str]]:
     """The legend of series by their numbers; only a page breaks it where a line is full."""
-    return [(name, swatch(number, MARKS[MARKERS[number % len(MARKERS)]])) for name, number in numbers.items()]
+    return [(name, swatch(number, MARKS[marker_of(number)])) for name, number in numbers.items()]
 
 
 def _line(axes: Any, line: Line, shift: float = 0.0) -> None:
-    style = {"color": colour(line.number), "marker": MARKERS[line.number % len(MARKERS)]}
+    style = {"color": colour(line.number), "marker": marker_of(line.number)}
     dashes = DASHES[line.number // len(MARKERS) % len(DASHES)]
     axes.plot([p.x + shift for p in line.points], [p.y for p in line.points], linestyle=dashes, **style)
     known = [p for p in line.points if p.low is not None and p.high is not None]
@@ -83,8 +92,7 @@ def _ticks(axes: Any, values: Sequence[float]) -> None:
     """Ticks where there are figures, if they are few and whole."""
     if values and len(values) <= 12 and all(value == int(value) for value in values):
         axes.set_xticks(values, [f"{int(value)}" for value in values], minor=False)
-        axes.minorticks_off()
-        if len(values) == 1 and axes.get_xscale() == "linear":
+        if len(values) == 1:
             axes.set_xlim(values[0] - 1, values[0] + 1)
 
 
@@ -109,7 +117,7 @@ def rows_plot(frame: Frame, rows: Sequence[tuple[str, Sequence[Mark]]], numbers:
         for place, (_, marks) in enumerate(rows):
             for index, mark in enumerate(marks):
                 y = place + 0.1 * (index - (len(marks) - 1) / 2)
-                style = {"color": colour(mark.number), "marker": MARKERS[mark.number % len(MARKERS)]}
+                style = {"color": colour(mark.number), "marker": marker_of(mark.number)}
                 axes.plot([mark.point.x], [y], linestyle="", **style)
                 if mark.point.low is not None and mark.point.high is not None:
                     axes.hlines(y, mark.point.low, mark.point.high, color=style["color"])
@@ -154,19 +162,30 @@ class Roof:
 
     flops: float
     bytes: float
+    cached_bytes: float | None = None  # from caches, for what fits into them
 
 
 def roofline(name: str, caption: str, roof: Roof, groups: Sequence[Line]) -> Plot:
     """Measured points under the machine's roof: x is operations per byte, y operations per second."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     def paint(axes: Any) -> None:
         ridge = roof.flops / roof.bytes
         found = [point.x for group in groups for point in group.points]
         low, high = min([ridge, *found]) / 3, max([ridge, *found]) * 3
-        axes.plot([low, ridge, high], [low * roof.bytes, roof.flops, roof.flops], color=INK, linewidth=1.2)
+        for speed, dashes in ((roof.bytes, "-"), (roof.cached_bytes, (0, (4, 3)))):
+            if speed:
+                bend = roof.flops / speed
+                ends = [min(low, bend / 3), bend, high]
+                heights = [ends[0] * speed, roof.flops, roof.flops]
+                axes.plot(ends, heights, color=INK, linewidth=1.2, linestyle=dashes)
         for group in groups:
-            _line(axes, Line(group.name, group.number, sorted(group.points, key=lambda point: point.x)))
-        axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="operations per second")
+            style = {"color": colour(group.number), "marker": marker_of(group.number), "linestyle": ""}
+            axes.plot([p.x for p in group.points], [p.y for p in group.points], **style)
+        axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="operations per second")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_minor_formatter(NullFormatter())
 
     markup = draw(name, f"{caption} {_told(groups)}", paint)
     return Plot(markup, caption, legend({group.name: group.number for group in groups}))
@@ -177,7 +196,7 @@ def margins(name: str, caption: str, rows: Sequence[tuple[str, int, Sequence[flo
 
     def paint(axes: Any) -> None:
         for place, (_, number, values) in enumerate(rows):
-            style = {"marker": MARKERS[number % len(MARKERS)], "linestyle": "", "markerfacecolor": "none"}
+            style = {"marker": marker_of(number), "linestyle": "", "markerfacecolor": "none"}
             axes.plot(values, [place] * len(values), color=colour(number), **style)
         axes.axvline(tie, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         _row_labels(axes, [label for label, _, _ in rows], "margin / resolution of the dtype")

@@ -10,7 +10,7 @@ from .plots import Frame, Line, Point, Roof, lines, roofline
 from .words import interval, is_number, milliseconds, number, percent, plain, short, size
 
 Row = Mapping[str, Any]
-MAX_ROWS = 30  # of a table that is shown unasked
+MAX_ROWS = 20  # of a table that is shown unasked
 Figure = tuple[str, str]  # the field of y, and that of x
 DECODE = ("tokens_per_second", "batch_size")
 
@@ -62,7 +62,8 @@ SPREAD = ("ttft_seconds", "seconds_per_round", "pass_seconds", "seconds")  # wha
 def _table(caption: str, rows: Sequence[Row]) -> Table:
     fields = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     cells = [[_cell(row, name) for name in fields] for row in rows]
-    return Table(caption, [COLUMNS[name][0] for name in fields], cells, words=frozenset({"bound by"}))
+    headings = [COLUMNS[name][0] for name in fields]
+    return Table(caption, headings, cells, words=frozenset({"bound by"}), is_folded=len(rows) > MAX_ROWS)
 
 
 def _cell(row: Row, name: str) -> str:
@@ -75,8 +76,11 @@ def _cell(row: Row, name: str) -> str:
 def _plots(profile: Row, prefix: str) -> Iterator[Plot]:
     machine, groups = profile.get("machine") or {}, list(_points(profile))
     if is_number(machine.get("peak_flops")) and is_number(machine.get("bandwidth_bytes_per_second")) and groups:
-        roof = Roof(machine["peak_flops"], machine["bandwidth_bytes_per_second"])
-        caption = "Roofline of this machine, measured, and where prompts, decoding and verification stand."
+        cached = machine.get("cached_bandwidth_bytes_per_second")
+        roof = Roof(machine["peak_flops"], machine["bandwidth_bytes_per_second"], cached)
+        caption = (
+            "Roofline, measured (dashed: of what caches hold), and where prompts, decoding and verification stand."
+        )
         yield roofline(f"{prefix}-roofline", caption, roof, groups)
     for name, caption, y, x, scale, frame in (
         ("prefill", "Time to the first token against prompt length.", "ttft_seconds", "prompt_length", 1000.0, "ms"),

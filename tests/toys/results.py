@@ -1,6 +1,6 @@
 """Small results of the other kinds that a report shows, shaped like real ones."""
 
-from tests.toys.summaries import ENVIRONMENT, estimate
+from tests.toys.summaries import ENVIRONMENT
 
 
 def _profiled(intensity, speed, seconds):
@@ -55,13 +55,15 @@ PLAN = {
 
 REPLAY = {
     "kind": "replay", "version": 1, "environment": ENVIRONMENT, "definitions": {"oracle": "best of each round"},
-    "settings": {"trace": "specdec-bench"}, "truncation": 0.001,
+    "costs": {"draft": 0.1, "node": 0.0}, "warnings": [], "traces": [{"file": "trace/a-0.parquet", "num_bytes": 900}],
     "rows": [
-        {"drafter": "eagle3", "verifier": "greedy", "num_speculative_tokens": k, "num_tree_nodes": None,
-         "tokens_per_step": estimate(1 + 0.4 * k)}
-        for k in (1, 2, 4)
+        {"arm": "a", "label": "eagle3 k=4", "drafter": "eagle3", "verifier": rule, "num_speculative_tokens": k,
+         "num_tree_nodes": None, "tokens_per_step": 1 + 0.4 * k, "low": 1 + 0.3 * k, "high": 1 + 0.5 * k,
+         "draft_acceptance_rate": 0.4, "nodes_per_step": k, "tokens_per_cost": 1.1, "exactness": "path", "note": ""}
+        for rule in ("token", "block") for k in (1, 2, 4)
     ],
-    "oracles": [{"name": "best length per round", "tokens_per_step": estimate(3.1)}],
+    "oracles": [{"oracle": "best length", "labels": ["eagle3 k=4"], "tokens_per_step": 3.1, "low": 2.9, "high": 3.3,
+                 "tokens_per_cost": 2.0}],
 }  # fmt: skip
 
 IMPORTED = {

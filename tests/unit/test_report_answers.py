@@ -42,7 +42,7 @@ def test_overlapping_intervals_are_a_tie_of_drafters_and_of_lengths():
         row("ngram", 2, (1.5, 1.9, 2.1)), row("eagle3", 4, (1.8, 2.0, 2.2)), row("eagle3", 7, (1.7, 1.95, 2.2))
     )
     assert found["Which drafter?"] == "A tie: eagle3 is ahead, but the measurements do not tell it from ngram."
-    assert found["Which length?"].startswith("A tie: 4 drafted tokens is ahead for eagle3, but not told from 7")
+    assert found["Which length?"].startswith("A tie: for eagle3, 4 drafted tokens are ahead")
     assert "ngram k=2 (1.90, 1.50–2.10)" in found["How sure?"]
 
 
