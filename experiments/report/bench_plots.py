@@ -92,9 +92,10 @@ def _by_category(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> I
 
     rows = [(category, _marks(of(category), numbers)) for category in categories]
     caption = "Tokens per step by category, each drafter at its fastest length."
-    if any(marks for _, marks in rows):
+    drawn = {mark.number for _, marks in rows for mark in marks}
+    if drawn:
         frame = Frame(f"{prefix}-category", caption, "tokens per step", "")
-        yield rows_plot(frame, rows, {name: numbers[name] for name in best})
+        yield rows_plot(frame, rows, {name: numbers[name] for name in best if numbers[name] in drawn})
 
 
 def _time(arms: Sequence[Arm], prefix: str) -> Iterator[Plot]:

@@ -93,7 +93,7 @@ def swatch(series: int, shape: str) -> str:
     """The mark of a series for a legend.
 
     Example:
-        >>> swatch(1, "s")
+        >>> swatch(1, MARKS["s"])
         '<svg viewBox="0 0 24 12" aria-hidden="true" style="fill:var(--s1)"><path d="M8 2h8v8h-8z"/></svg>'
     """
     return f'<svg viewBox="0 0 24 12" aria-hidden="true" style="fill:var(--s{series % NUM_COLOURS})">{shape}</svg>'
