@@ -34,8 +34,9 @@ from .cli_options import (
     quiet_transformers,
     use_threads,
 )
-from .cli_replay import replay_app
 from .cli_profile import profile_app
+from .cli_replay import replay_app
+from .cli_report import report
 from .cli_train import train_app
 from .experiments.compare import compare as run_comparison
 from .experiments.compare_view import show
@@ -81,6 +82,7 @@ app.add_typer(bench_app)
 app.command()(convert)
 app.add_typer(replay_app)
 app.add_typer(profile_app)
+app.command()(report)
 
 
 @app.callback(invoke_without_command=True)
@@ -136,7 +138,7 @@ def compare(
     show(result, models, chosen, decoding, console())
     settings = {**decoding.as_dict(), "repeats": repeats, "prompts": [prompt.id for prompt in chosen]}
     about = {"settings": settings, "models": models.as_dict(), "environment": environment()}
-    write_json(json_file, {**result.as_dict(), **about})
+    write_json(json_file, {"kind": "compare", "version": 1, **result.as_dict(), **about})
 
 
 @app.command()

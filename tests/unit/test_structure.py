@@ -22,19 +22,7 @@ IMPORTS = {
     "experiments": {"core", "kernels", "draft_models", "verifiers", "engine", "experiments", "top"},
 }
 # With specdec/__init__.py.
-TOP = {
-    "__main__",
-    "cli",
-    "cli_bench",
-    "cli_convert",
-    "cli_profile",
-    "cli_replay",
-    "cli_train",
-    "exchange",
-    "generation",
-    "methods",
-    "probe",
-}
+TOP = {"methods", "generation", "exchange", "probe", "cli", "__main__"}  # and cli_*, a file per command
 KERNEL_LIBRARIES = {"torch", "triton", *sys.stdlib_module_names}
 DICTATED = {("specdec.generation", "__call__")}  # transformers calls it with these parameters
 MAX_KERNEL_LINES = 100  # a kernel is one function: what it calls is compiled into it
@@ -45,7 +33,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 def layer_of(module):
     names = module.split(".")
-    if len(names) == 1 or names[1] in TOP:
+    if len(names) == 1 or names[1] in TOP or names[1].startswith("cli_"):
         return "top"
     return names[1] if names[1] in (*FOLDERS, "engine") else "core"
 
