@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bench.store import HEADER
+from ..bench.store import SUMMARY as SUMMARY_FILE
+from ..figures.summary import summarize_folder
 from .acceptance import Known
 from .cost import Yield
 from .drafters import Setting
@@ -15,12 +18,12 @@ CUTS = "tree_width", "confidence_threshold", "budget"  # of a replay, that a pla
 
 
 def read_result(path: Path, *kinds: str) -> dict[str, Any]:
-    """The value of a result file of one of these kinds; of a folder, its summary.json.
+    """The value of a result file of one of these kinds; of a folder, the summary that lies there.
 
     Raises:
         ValueError: it is missing, damaged, or another file.
     """
-    file = path / "summary.json" if path.is_dir() else path
+    file = path / SUMMARY_FILE if path.is_dir() else path
     wanted = " or ".join(kinds)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -43,10 +46,13 @@ def read_acceptance(path: Path) -> Known:
     Raises:
         ValueError: there is nothing of the kind in it.
     """
-    value = read_result(path, SUMMARY, REPLAY)
+    is_bench = (path / HEADER).exists()
+    value = {"kind": SUMMARY} if is_bench else read_result(path, SUMMARY, REPLAY)
     try:
+        if is_bench:  # made anew: a summary that lies there may be older than the last records
+            value = summarize_folder(path)
         known = _of_summary(value, path) if value["kind"] == SUMMARY else _of_replay(value, path)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"expected the fields of a {value['kind']} result, got none that fits in {str(path)!r}: "
             f"{type(error).__name__} {error}; write it anew"
