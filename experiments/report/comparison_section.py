@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from ..figures.compare_sets import KIND, compare_folders
+from ..figures.compare_sets import KIND, SAME_MACHINE, compare_folders
 from ..figures.verdicts import LEVEL, is_change
 from .bench_section import facts
 from .blocks import Answers, Block, Notes, Section, Table
@@ -19,6 +19,10 @@ WORDS = {
     "speedup": "speed-up",
 }
 TIMES = {"tokens_per_second"}  # which another machine changes; a speed-up is over a baseline of its own machine
+NOTE = (
+    "in brackets: 95 % interval over prompts. p: how often chance alone would make so large a ratio; Holm: corrected "
+    f"over the arms. Marked: beyond chance, by the interval and by a corrected p of at most {LEVEL}."
+)
 MAX_NAMED = 6  # changes that are told in words
 
 
@@ -46,52 +50,63 @@ def _compared(first: Source, second: Source) -> Row:
 def comparison_section(value: Row, title: str, prefix: str) -> Section:
     """The section of what `compare_sets` tells of two benchmarks: the second over the first."""
     rows: Sequence[Row] = value["arms"]
-    blocks: list[Block] = [Notes("note", notes)] if (notes := list(map(str, value["notes"]))) else []
-    blocks += [_table(rows, value["are_times_comparable"])] if rows else []
-    only = {f"only in the {which}": plain(value[name]) for which, name in (("first", "only_a"), ("second", "only_b"))}
-    blocks.append(facts("Arms without a partner", only))
-    changed = {name: f"{plain(a)} → {plain(b)}" for name, (a, b) in value["environment_differs"].items()}
-    blocks += [facts("What differs in the environment", changed)] if changed else []
+    shared = [f"in every arm another setting, first → second: {setting}"] if (setting := _shared(rows)) else []
+    blocks: list[Block] = [Notes("note", [*map(str, value["notes"]), *shared, *([NOTE] if rows else [])])]
+    blocks += _tables(rows, value["are_times_comparable"])
+    only = {f"only in the {which}": value[name] for which, name in (("first", "only_a"), ("second", "only_b"))}
+    blocks += [facts("Arms without a partner", only)] if any(only.values()) else []
+    blocks += [facts("What differs in the environment", changed)] if (changed := _changed(value)) else []
     answers = Answers("The second over the first", tuple(_pairs(value)))
     return Section(title, blocks, [answers], definitions=value["definitions"])
 
 
+def _changed(value: Row) -> dict[str, str]:
+    """What differs in the environment, with both values."""
+    return {name: f"{plain(a)} → {plain(b)}" for name, (a, b) in value["environment_differs"].items()}
+
+
 def _figures(rows: Sequence[Row]) -> Iterator[tuple[Row, str, Row]]:
-    """(arm, name, figure) of all that both sets have."""
+    """(arm, name, figure) of all that both sets have; not what is 1 in both, as a baseline's speed-up over itself."""
     for row in rows:
-        yield from ((row, name, found) for name in WORDS if (found := row["figures"].get(name)) is not None)
+        told = ((row, name, found) for name in WORDS if (found := row["figures"].get(name)) is not None)
+        yield from (each for each in told if not each[2]["a"] == each[2]["b"] == 1)
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:
-    """The arm, with the setting that differs, and with its cell where there are several."""
-    changed = "; ".join(f"{name}: {plain(a)} → {plain(b)}" for name, (a, b) in row["difference"].items())
+    """The arm, with its cell and the setting that differs where these are not the same for all."""
     cell = f", {row['cell']}" if len({each["cell"] for each in rows}) > 1 else ""
-    return f"{row['label']}{cell}{f' ({changed})' if changed else ''}"
+    changed = f" ({_setting(row)})" if row["difference"] and _shared(rows) is None else ""
+    return f"{row['label']}{cell}{changed}"
 
 
-def _table(rows: Sequence[Row], are_times_comparable: bool) -> Table:
-    cells: list[tuple[str, ...]] = []
-    marked = set()
-    for row, name, found in _figures(rows):
+def _setting(row: Row) -> str:
+    return "; ".join(f"{name}: {plain(a)} → {plain(b)}" for name, (a, b) in row["difference"].items())
+
+
+def _shared(rows: Sequence[Row]) -> str | None:
+    """The setting that differs in every arm alike; empty if none does."""
+    settings = {_setting(row) for row in rows}
+    return settings.pop() if len(settings) == 1 else None
+
+
+def _tables(rows: Sequence[Row], are_times_comparable: bool) -> Iterator[Table]:
+    for name, words in WORDS.items():
+        told = [(row, found) for row, each, found in _figures(rows) if each == name]
         is_foreign = name in TIMES and not are_times_comparable
-        if is_change(found) and not is_foreign:
-            marked.add(len(cells))
-        cells.append(
+        cells = [
             (
                 _name(row, rows),
-                WORDS[name],
-                *(short(found[side]) for side in ("a", "b")),
                 estimate(found),
                 *(number(found[p], 4) for p in ("p_value", "p_holm")),
-                "other machine" if is_foreign else "",
+                *(short(found[side]) for side in ("a", "b")),
             )
-        )
-    columns = ("arm", "figure", "first", "second", "second / first", "p", "p, Holm", "note")
-    note = (
-        "In brackets: 95 % interval over prompts. p: how often chance alone would make so large a ratio; Holm: "
-        f"corrected over the arms. Marked: beyond chance, by the interval and by a corrected p of at most {LEVEL}."
-    )
-    return Table("The second over the first", columns, cells, note, frozenset({"figure", "note"}), frozenset(marked))
+            for row, found in told
+        ]
+        marked = frozenset(i for i, (_, found) in enumerate(told) if is_change(found) and not is_foreign)
+        columns = ("arm", "second / first", "p", "p, Holm", "first", "second")
+        note = "These times do not compare: see the notes." if is_foreign else ""
+        if cells:
+            yield Table(f"{words[0].upper()}{words[1:]}", columns, cells, note, frozenset(), marked, is_foreign)
 
 
 def _pairs(value: Row) -> Iterator[tuple[str, str]]:
@@ -104,7 +119,8 @@ def _pairs(value: Row) -> Iterator[tuple[str, str]]:
     sure = sorted((each for each in told if is_change(each[2])), key=lambda each: -abs(each[2]["ratio"] - 1))
     yield "What changed?", " ".join(chain(_changes(sure, rows), _doubts(told, sure, value["num_prompts"])))
     if not are_alike:
-        yield "Do times compare?", "No: the machines or their settings differ; speed-ups are over their own baselines."
+        other = listing(name for name in SAME_MACHINE if name in {each.split(".")[0] for each in _changed(value)})
+        yield "Do times compare?", f"No: {other} differ. Speed-ups do, each over a baseline of its own machine."
 
 
 def _changes(sure: Sequence[tuple[Row, str, Row]], rows: Sequence[Row]) -> Iterator[str]:
@@ -118,5 +134,5 @@ def _changes(sure: Sequence[tuple[Row, str, Row]], rows: Sequence[Row]) -> Itera
 def _doubts(told: Sequence[Any], sure: Sequence[Any], num_prompts: int) -> Iterator[str]:
     rest = len(told) - len(sure)
     if rest:
-        which = "the other " if sure else "any of the "
-        yield f"For {which}{rest} figures no change beyond chance is shown on {num_prompts} prompts."
+        which = "the other" if sure else "any of the"
+        yield f"No change beyond chance is shown in {which} {rest} figures, on {num_prompts} prompts."

@@ -11,7 +11,7 @@ from ..figures.summary import summarize_folder
 
 VERSION = 1
 KINDS = ("bench-summary", "profile", "plan", "replay", "compare", "imported")
-COMPARE_FIELDS = {"rows", "by_task", "reference"}  # of a comparison written before results named their kind
+COMPARE_FIELDS = {"rows", "by_category", "reference"}  # of a comparison written before results named their kind
 # What a file of the right kind and the wrong inside makes its reader raise.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
