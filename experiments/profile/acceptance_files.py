@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_acceptance(path: Path) -> Known:
         if is_bench:  # made anew: a summary that lies there may be older than the last records
             value = summarize_folder(path)
         known = _of_summary(value, path) if value["kind"] == SUMMARY else _of_replay(value, path)
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"expected the fields of a {value['kind']} result, got none that fits in {str(path)!r}: "
             f"{type(error).__name__} {error}; write it anew"
@@ -64,7 +65,11 @@ def read_acceptance(path: Path) -> Known:
 
 def _of_summary(value: Mapping[str, Any], path: Path) -> Known:
     """Of the first cell of a sweep: acceptance does not depend on the batch, but on target, dtype and sampling."""
-    arms = [arm for arm in value["arms"] if _setting(arm) is not None and arm["overall"]["num_steps"]]
+    arms = [
+        arm
+        for arm in value["arms"]
+        if _setting(arm) is not None and (arm["overall"]["num_steps"] or 0) > arm["overall"]["num_requests"]
+    ]
     cells = list(dict.fromkeys(arm["cell"] for arm in arms))
     chosen = {setting: arm["overall"] for arm in arms if arm["cell"] == cells[0] and (setting := _setting(arm))}
     longest: dict[str, Setting] = {}
@@ -72,13 +77,16 @@ def _of_summary(value: Mapping[str, Any], path: Path) -> Known:
         if setting.num_tree_nodes is None:
             longest[setting.drafter] = max(setting, longest.get(setting.drafter, setting), key=lambda s: s.num_rows)
     yields = {setting: _yield(figures) for setting, figures in chosen.items()}
-    curves = {
-        name: [each["value"] for each in chosen[setting]["conditional_acceptance_at_pos"] if each["value"] is not None]
-        for name, setting in longest.items()
-    }
+    curves = {name: _curve(chosen[setting]) for name, setting in longest.items()}
     shares = {name: yields[setting].drafted_share for name, setting in longest.items()}
     where = f", {cells[0]}" + (f", the first of {len(cells)} cells" if len(cells) > 1 else "") if cells else ""
     return Known(f"{path}{where}", yields, curves, shares)
+
+
+def _curve(figures: Mapping[str, Any]) -> list[float]:
+    """Conditional acceptance by position, up to the first that no draft was accepted to."""
+    known = takewhile(lambda each: each and each["value"] is not None, figures["conditional_acceptance_at_pos"])
+    return [each["value"] for each in known]
 
 
 def _setting(arm: Mapping[str, Any]) -> Setting | None:
@@ -104,7 +112,8 @@ def _of_replay(value: Mapping[str, Any], path: Path) -> Known:
     yields: dict[Setting, Yield] = {}
     for row in sorted(value["rows"], key=lambda row: not row.get("is_exact", True)):
         name, length = str(row.get("label") or row["drafter"]).split()[0], row["num_speculative_tokens"]
-        if length and all(row.get(name) is None for name in CUTS):
+        has_drafts = length and row["num_steps"] > row["num_texts"]
+        if has_drafts and all(row.get(name) is None for name in CUTS):
             yields.setdefault(Setting(name, length, row.get("num_tree_nodes")), _replayed(row, length))
     return Known(str(path), yields)
 
