@@ -27,7 +27,13 @@ MAX_NAMED = 6  # changes that are told in words
 
 
 def comparisons(sources: Sequence[Source]) -> tuple[list[Source], list[Skipped]]:
-    """Every further benchmark against the first, and those that cannot be: a summary alone has no single prompts."""
+    """Every further benchmark against the first, and those that cannot be: a summary alone has no single prompts.
+
+    Example:
+        >>> summaries = [Source(path, "bench-summary", {}) for path in ("a.json", "b.json")]
+        >>> comparisons(summaries)[1][0].reason
+        'no comparison: a.json is a summary without its records, and prompts are compared one by one'
+    """
     benches = [source for source in sources if source.kind == "bench-summary"]
     found, left_out = [], []
     for other in benches[1:]:
@@ -133,6 +139,8 @@ def _changes(sure: Sequence[tuple[Row, str, Row]], rows: Sequence[Row]) -> Itera
 
 def _doubts(told: Sequence[Any], sure: Sequence[Any], num_prompts: int) -> Iterator[str]:
     rest = len(told) - len(sure)
+    if not told:
+        yield "Not known: no arm was measured in both."
     if rest:
         which = "the other" if sure else "any of the"
         yield f"No change beyond chance is shown in {which} {rest} figures, on {num_prompts} prompts."

@@ -220,6 +220,8 @@ def test_benchmarks_without_a_common_arm_are_not_compared():
     page = page_of(Source("b against a", KIND, found), EVERY[0])
     assert "Not known: not comparable: no arm of one set is in the other." in page
     assert "only in the first" in page
+    found = compare_sets(header, records, header, [])
+    assert "Not known: no arm was measured in both." in page_of(Source("b against a", KIND, found), EVERY[0])
 
 
 def test_batch_sizes_are_held_side_by_side():
