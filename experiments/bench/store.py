@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 HEADER, VERSION, KIND = "bench.json", 1, "bench"
+SUMMARY = "summary.json"  # derived from the header and the records; may be deleted
 CHECKSUM = "crc32"
 # What every line has, and of what type.
 FIELDS: dict[str, type | tuple[type, ...]] = {
