@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .statistics import Totals, speedup
+import numpy as np
+
+from .figures.estimates import solve
 
 Figures = dict[str, Any]
 NAMES = (
@@ -52,13 +54,10 @@ def estimate(pairs: Iterable[tuple[float, float]]) -> dict[str, float | None] | 
         >>> estimate([(6, 2), (4, 2), (2, 2)])
         {'value': 2.0, 'macro': 2.0, 'low': 1.0, 'high': 3.0}
     """
-    counted = [(above, below) for above, below in pairs if below > 0]
-    if not counted:
-        return None
-    # The ratio of sums, over a baseline whose ratio is one.
-    found = speedup(Totals.of(counted), Totals.of([(1.0, 1.0)] * len(counted)))
-    macro = sum(above / below for above, below in counted) / len(counted)
-    return {"value": found.ratio, "macro": macro, "low": found.low, "high": found.high}
+    counted = [pair for pair in pairs if pair[1] > 0]  # tokens without a step are of requests that did not draft
+    above, below = np.array(counted, dtype=np.float64).reshape(-1, 2).T
+    found: dict[str, float | None] | None = solve({"ratio": (above, below)})["ratio"]
+    return found
 
 
 def value(ratio: float | None) -> dict[str, float | None] | None:

@@ -8,7 +8,7 @@ from specdec.methods import paged
 from specdec.protocols import Drafter
 
 from ..loading import Models
-from ..prompts import first_per_task, read_prompts
+from ..prompts import first_per_category, read_prompts
 from .acceptance import Acceptance, Known, measured
 from .check import Texts, chosen, live
 from .cost import Costs
@@ -46,7 +46,7 @@ class Live:
         self.models, self.wanted, self.costs = models, wanted, Costs.of(profile)
         self.target = paged(models.target, graphs=profile["settings"]["graphs"])
         prompts = [
-            models.encode(prompt.text)[0].tolist() for prompt in first_per_task(read_prompts(), wanted.num_prompts)
+            models.encode(prompt.text)[0].tolist() for prompt in first_per_category(read_prompts(), wanted.num_prompts)
         ]
         self.texts = Texts(prompts, wanted.num_tokens)
         if max(map(len, prompts)) + 2 * wanted.num_tokens > self.target.max_positions:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.experiments.loading import load_models
-from specdec.experiments.prompts import first_per_task, read_prompts
+from specdec.experiments.prompts import first_per_category, read_prompts
 from specdec.methods import load_drafter, paged
 from specdec.target import PagedModel
 
@@ -27,7 +27,7 @@ def trace_embedded(folder: Path, advance: Callable[[int, int, str], None]) -> li
     """
     models = load_models()
     target = paged(models.target)
-    prompts = first_per_task(read_prompts(), PER_TASK)
+    prompts = first_per_category(read_prompts(), PER_TASK)
     encoded = [models.encode(prompt.text) for prompt in prompts]
     arms = _arms(models, target)
     written = []
