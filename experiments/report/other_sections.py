@@ -20,7 +20,7 @@ def compare_section(value: Row, title: str, prefix: str) -> Section:
     """The section of `specdec compare --json`."""
     rows = value["rows"]
     blocks: list[Block] = [_methods("All prompts", rows, is_folded=False), Plots(list(_method_plots(rows, prefix)))]
-    blocks += [_methods(f"Only {task}", found, is_folded=True) for task, found in value["by_task"].items()]
+    blocks += [_methods(f"Only {category}", found, is_folded=True) for category, found in value["by_category"].items()]
     differences = _differences(rows)
     if differences.rows:
         blocks.append(differences)

@@ -8,7 +8,7 @@ from typing import Any
 
 VERSION = 1
 KINDS = ("bench-summary", "profile", "plan", "replay", "compare", "imported")
-COMPARE_FIELDS = {"rows", "by_task", "reference"}  # of a comparison written before results named their kind
+COMPARE_FIELDS = {"rows", "by_category", "reference"}  # of a comparison written before results named their kind
 
 
 @dataclass(frozen=True, slots=True)
