@@ -13,6 +13,7 @@ from . import __version__
 from .cache import CacheFull
 from .cli_bench import bench_app
 from .cli_convert import convert
+from .cli_interop import interop_app
 from .cli_options import (
     Device,
     DraftOption,
@@ -83,6 +84,7 @@ app.command()(convert)
 app.add_typer(replay_app)
 app.add_typer(profile_app)
 app.command()(report)
+app.add_typer(interop_app)
 
 
 @app.callback(invoke_without_command=True)

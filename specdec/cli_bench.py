@@ -10,6 +10,7 @@ from .cli_options import (
     DraftOption,
     Graphs,
     HeadOption,
+    Json,
     Threads,
     console,
     progress,
@@ -46,7 +47,10 @@ DeviceMap = Annotated[str | None, typer.Option(help="Spread the target over devi
 TpPlan = Annotated[str | None, typer.Option(help="Share the target among the processes of torchrun: auto.")]
 Out = Annotated[Path, typer.Option(help="Folder of results; the same sweep goes on there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its time; write nothing.")]
-PlanFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the header here as well.")]
+Trace = Annotated[
+    bool | None, typer.Option("--trace", help="Keep what `specdec replay` needs: drafts at every position.")
+]
+TopM = Annotated[int | None, typer.Option(min=1, help="Likeliest tokens of a distribution that a trace keeps.")]
 
 bench_app = typer.Typer()
 
@@ -81,9 +85,11 @@ def bench(
     tp_plan: TpPlan = None,
     graphs: Graphs = None,
     threads: Threads = None,
+    trace: Trace = None,
+    trace_top_m: TopM = None,
     out: Out = Path("specdec-bench"),
     dry_run: DryRun = False,
-    json_file: PlanFile = None,
+    json_file: Json = None,
 ) -> None:
     """Measure a sweep of drafters, lengths, rules and ways to sample on the same prompts; resumable."""
     given = {name: value for name, value in locals().items() if name in FLAGS and value is not None}
@@ -102,11 +108,11 @@ def _measure(sweep: Path | None, given: dict[str, Any], out: Path | None, json_f
     here = processes(wanted.device, wanted.tp_plan is not None)
     try:
         with quiet_transformers(), progress() as advance:
-            header = run_bench(wanted, out, here, console(), advance if here.is_first else _unseen)
+            result = run_bench(wanted, out, here, console(), advance if here.is_first else _unseen)
     finally:
         here.close()
     if here.is_first:
-        write_json(json_file, header)
+        write_json(json_file, result)
 
 
 def _unseen(done: int, total: int, what: str) -> None:

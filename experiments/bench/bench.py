@@ -8,15 +8,19 @@ from typing import Any
 
 from rich.console import Console
 
+from ..figures.summary import summarize_folder
+from ..figures.view import print_summary
 from ..measure import OnRun
 from ..prompts import PROMPTS, Prompt, first_per_category, read_prompts
+from ..results_file import write_json
 from .arms import planned, workbench_dtype
 from .processes import Processes
 from .run import Member, Runner
 from .session import Session, Work, header_of, warmed, work_of
-from .store import read_header, read_records
+from .store import SUMMARY
 from .sweep import Sweep
-from .view import duration, plan_line, show_plan, show_records
+from .traces import FOLDER as TRACES
+from .view import duration, plan_line, show_plan
 from .workbench import Workbench, workbench
 
 
@@ -49,7 +53,8 @@ def chosen_prompts(sweep: Sweep) -> list[Prompt]:
 
 
 def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Console, on_run: OnRun) -> dict[str, Any]:
-    """Measures what a sweep says and the folder lacks; returns the header. Without a folder, the plan and its time.
+    """Measures what a sweep says and the folder lacks; returns the summary. Without a folder, the plan and its time,
+    and the header; so do processes other than the first.
 
     Raises:
         ValueError: the sweep cannot be run, or the folder holds another or is in use.
@@ -76,11 +81,19 @@ def run_bench(sweep: Sweep, out: Path | None, processes: Processes, console: Con
         _run_all(session, loader, works, sweep, reporter)
         processes.barrier()
     if processes.is_first:
-        records, warnings = read_records(out)
-        for line in warnings:
-            console.print(f"warning: {line}", highlight=False)
-        show_records(read_header(out), records, console)
+        return _summarized(out, console)
     return header
+
+
+def _summarized(folder: Path, console: Console) -> dict[str, Any]:
+    """Derives the summary of a folder anew, writes and prints it."""
+    summary = summarize_folder(folder)
+    write_json(folder / SUMMARY, summary)
+    print_summary(summary, console)
+    sizes = [path.stat().st_size for path in (folder / TRACES).glob("*.parquet")]
+    if sizes:
+        console.print(f"{len(sizes)} traces, {sum(sizes) / 1e6:.1f} MB: specdec replay {folder}", highlight=False)
+    return summary
 
 
 @dataclass(slots=True)
@@ -114,7 +127,7 @@ def _run_all(session: Session, loader: Loader, works: Sequence[Work], sweep: Swe
         seconds = warmed(runner, here, reporter.on_run)
         reporter.say(_estimate_line(here, missing, seconds, f"{target} {dtype}"))
         for work in here:
-            session.run(runner, bench, work, sweep.repeats, reporter.tell)
+            session.run(runner, work, sweep.repeats, reporter.tell)
 
 
 def _estimate(loader: Loader, works: Sequence[Work], turns: dict[str, int], console: Console, on_run: OnRun) -> None:

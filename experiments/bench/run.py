@@ -68,7 +68,7 @@ class Runner:
     """
 
     def __init__(self, bench: Workbench, use_chat_template: bool | None = None) -> None:
-        self._bench, self._model, self._use_chat_template = bench, bench.models.target, use_chat_template
+        self.bench, self._model, self._use_chat_template = bench, bench.models.target, use_chat_template
         eos = self._model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         pad = bench.models.tokenizer.pad_token_id
@@ -105,7 +105,7 @@ class Runner:
 
     def talk(self, member: Member) -> Conversation:
         """The conversation that a prompt begins."""
-        return Conversation(member.prompt, self._bench.models, self._use_chat_template)
+        return Conversation(member.prompt, self.bench.models, self._use_chat_template)
 
     def require_room(self, members: Sequence[Member], max_new_tokens: int) -> None:
         """Raises for a prompt whose turns, answered at full length, do not fit into the target's context."""
@@ -123,19 +123,19 @@ class Runner:
     def _called(self, arm: Arm, prompted: Sequence[Tensor], indices: Sequence[int], max_new_tokens: int | None) -> Call:
         ids, mask = _left_padded(prompted, self._pad)
         seeds = [request_seed(arm["seed"], index) for index in indices]
-        kwargs = self._kwargs(arm, max_new_tokens or arm["max_new_tokens"])
+        kwargs = {**self.kwargs(arm), **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
         ended: list[float] = []
         loop = None
         if not is_theirs(arm):
             spec = arm["drafter"]
-            drafter = None if spec is None else self._bench.settled(spec).drafter
-            loop = speculate(drafter, arm["verifier"], seeds, target=self._bench.target, on_round=_noting(ended))
+            drafter = None if spec is None else self.bench.settled(spec).drafter
+            loop = speculate(drafter, arm["verifier"], seeds, target=self.bench.target, on_round=_noting(ended))
             kwargs["custom_generate"] = loop
         lookup = arm["num_speculative_tokens"] if is_theirs(arm) else None
         model: Any = self._model
         device = self._model.device
         untouched = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with untouched, assistant_settings(self._bench.models.draft, lookup) if lookup else nullcontext():
+        with untouched, assistant_settings(self.bench.models.draft, lookup) if lookup else nullcontext():
             torch.manual_seed(seeds[0] % 2**63)
             self._synchronize()
             began = perf_counter()
@@ -145,17 +145,17 @@ class Runner:
         tokens = [self._cut(row) for row in output[:, ids.shape[1] :].tolist()]
         return Call(seconds, tokens, began, ended, None if loop is None else loop.last)
 
-    def _kwargs(self, arm: Arm, max_new_tokens: int) -> dict[str, Any]:
+    def kwargs(self, arm: Arm) -> dict[str, Any]:
         """What `model.generate` is called with."""
         sampling = arm["sampling"]
         do_sample = sampling["temperature"] > 0
-        kwargs = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "pad_token_id": self._pad}
+        kwargs = {"max_new_tokens": arm["max_new_tokens"], "do_sample": do_sample, "pad_token_id": self._pad}
         given = {name: sampling[name] for name in SAMPLING if sampling[name] is not None}
         if not do_sample:
             del given["temperature"]
         if is_theirs(arm) and arm["drafter"] is not None:
             if arm["drafter"][NAMED] == ASSISTED:
-                given["assistant_model"] = self._bench.models.draft
+                given["assistant_model"] = self.bench.models.draft
             if arm["drafter"][NAMED] == LOOKUP:
                 given["prompt_lookup_num_tokens"] = arm["num_speculative_tokens"]
         return {**kwargs, **given}
@@ -167,10 +167,10 @@ class Runner:
 
     def _memory(self, arm: Arm, call: Call) -> dict[str, int | None]:
         held = None if call.speculation is None else call.speculation.kv_bytes
-        drafter = None if held is None or arm["drafter"] is None else self._bench.settled(arm["drafter"]).drafter
+        drafter = None if held is None or arm["drafter"] is None else self.bench.settled(arm["drafter"]).drafter
         device = self._model.device
         return {
-            "target_kv_bytes": None if held is None else held.get(self._bench.target.pool_name, 0),
+            "target_kv_bytes": None if held is None else held.get(self.bench.target.pool_name, 0),
             "drafter_kv_bytes": None if held is None else held.get(getattr(drafter, "pool", ""), 0),
             "device_peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         }

@@ -18,7 +18,7 @@ from .processes import Processes
 from .run import Finished, Member, Runner, with_differences
 from .store import HEADER, KIND, VERSION, RecordFile, key_of, read_header, read_records, sync_folder
 from .sweep import Sweep
-from .workbench import Workbench
+from .traces import trace_group, traced_arms, write_group
 
 WARM_TOKENS = 16  # of each of the two runs that warm an arm up; the second says how long it takes
 NOT_COMPARED = ("environment", "definitions")  # of the header, when a run is resumed
@@ -117,8 +117,10 @@ class Session:
                 if wanted or (baseline["id"], group, repeat) not in self._done:
                     yield group, repeat, rotated([baseline, *wanted], repeat + group)
 
-    def run(self, runner: Runner, bench: Workbench, work: Work, repeats: int, on_run: Callable[[str], None]) -> None:
+    def run(self, runner: Runner, work: Work, repeats: int, on_run: Callable[[str], None]) -> None:
         """Runs what is missing of a cell. The arms of a group are written when its baseline has run."""
+        settings = self._header["settings"]
+        traced = {arm["id"] for arm in traced_arms(work.arms)} if settings["trace"] else set()
         for group, repeat, arms in self.missing(work, repeats):
             key = {"group": group, "repeat": repeat, "process": self._process}
             held: list[tuple[Arm, Finished]] = []
@@ -131,14 +133,23 @@ class Session:
                     held.insert(0, held.pop())  # its line comes first
                 if baseline is not None:
                     for ready, run in held:
-                        self._keep(bench, ready, run, baseline, key)
+                        if repeat == 0 and ready["id"] in traced:
+                            self._trace(runner, ready, work.groups[group], (run, baseline), group)
+                        self._keep(runner, ready, run, baseline, key)
                     held.clear()
                 on_run(arm["label"])
 
-    def _keep(self, bench: Workbench, arm: Arm, run: Finished, baseline: Finished, key: Mapping[str, Any]) -> None:
-        """Writes a run. What is made of its text afterwards, untimed, belongs here, before its line: the line says that
-        the run is done."""
-        record = with_differences(bench, arm, run, baseline)
+    def _trace(
+        self, runner: Runner, arm: Arm, members: Sequence[Member], runs: tuple[Finished, Finished], group: int
+    ) -> None:
+        """Traces a run and that of its baseline; every process that shares the target takes part in it."""
+        table = trace_group(runner, arm, members, *runs, self._header["settings"]["trace_top_m"])
+        if self._file is not None:
+            write_group(self._folder, arm, group, members, table)
+
+    def _keep(self, runner: Runner, arm: Arm, run: Finished, baseline: Finished, key: Mapping[str, Any]) -> None:
+        """Writes a run. Its line says that it is done, so it comes after everything else that is made of the run."""
+        record = with_differences(runner.bench, arm, run, baseline)
         if self._file is not None:
             self._file.append({"arm": arm["id"], **key, **record})
 

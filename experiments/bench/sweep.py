@@ -56,6 +56,8 @@ class Sweep:
     tp_plan: str | None = None
     graphs: bool | None = None
     threads: int | None = None
+    trace: bool = False
+    trace_top_m: int = 16  # likeliest tokens of each distribution that a trace keeps
 
     @property
     def spread(self) -> dict[str, str]:
@@ -255,6 +257,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "device_map": _text,
     "tp_plan": lambda name, given: None if given is None else known(given, ["auto"], name),
     "graphs": _flag,
+    "trace": lambda name, given: bool(_flag(name, given)),
+    "trace_top_m": _whole(1),
     "threads": lambda name, given: None if given is None else _whole(1)(name, given),
 }
 _AXES = (*DRAFT_AXES, *SAMPLING, "batch_size", "dtype", "target")

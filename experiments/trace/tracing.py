@@ -220,7 +220,7 @@ def trace_arm(
         >>> trace_arm(PagedModel(target), "ngram", "greedy", options, [prompt]).column("depth").to_pylist()
         [0, 0, 0, 0]
     """
-    built = build_drafter(_telling(drafter), target)
+    built = build_drafter(telling(drafter), target)
     if built is None:
         raise ValueError("expected a drafter to trace, got none; plain decoding has nothing to replay")
     columns: dict[str, list[Any]] = {name: [] for name in KINDS}
@@ -270,8 +270,13 @@ def _recorded(
     return recorder
 
 
-def _telling(drafter: Any) -> Any:
-    """The same drafter; if it is described as one of chains without a q, it says how likely it held their tokens."""
+def telling(drafter: Any) -> Any:
+    """The same drafter; if it is described as one of chains without a q, it says how likely it held their tokens.
+
+    Example:
+        >>> telling({"method": "eagle3", "model": "head"})["confidence_threshold"] == NEVER, telling("ngram")
+        (True, 'ngram')
+    """
     if not isinstance(drafter, Mapping) or "assistant_confidence_threshold" in drafter:
         return drafter
     is_chain = drafter.get("num_tree_nodes") is None and drafter.get("speculative_token_tree") is None

@@ -207,10 +207,12 @@ def test_dry_run_prints_plan_and_time_and_writes_nothing(bench, specdec, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_header_as_json(bench, tmp_path):
+def test_summary_as_json(bench, tmp_path):
     line = "--drafter ngram --num-speculative-tokens 2 --num-prompts 1"
-    header, _ = bench(f"{line} --json {tmp_path}/h.json")
-    assert json.loads((tmp_path / "h.json").read_text()) == header
+    header, _ = bench(f"{line} --json {tmp_path}/s.json")
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [arm["id"] for arm in summary["arms"]] == [arm["id"] for arm in header["arms"]]
 
 
 MISTAKES = {
