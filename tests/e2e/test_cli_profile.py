@@ -110,8 +110,11 @@ def profiled(folders):
     value = {"kind": "profile", "version": 1, "model": model, "environment": {}, "settings": settings}
     decode = [{"context_length": 8, "batch_size": 1, "seconds_per_round": 1.0}]
     path.write_text(json.dumps({**value, "decode": decode, "verify": rows, "draft": [draft]}))
+    cut = folders / "cut.json"
+    cut.write_text(json.dumps({**value, "decode": decode, "verify": rows[:1], "draft": [{"drafter": "ngram"}]}))
     yield path
     path.unlink()
+    cut.unlink()
 
 
 MISTAKES = {
@@ -128,6 +131,8 @@ MISTAKES = {
     "no probability": (f"{PLAN} --acceptance-rate 1.5", "expected --acceptance-rate from 0 to 1"),
     "no profile": ("plan --profile @nowhere.json --acceptance-rate 0.5", "expected a profile result at"),
     "another file as profile": ("plan --profile @prompts.jsonl --acceptance-rate 0.5", "got no JSON in"),
+    "a profile of another program": (
+        "plan --profile @cut.json --acceptance-rate 0.5", "of a profile, got none that fits: KeyError"),
     "no acceptance": (f"{PLAN} --acceptance @nowhere", "expected a bench-summary or replay result at"),
     "another model": (f"{PLAN}", "expected the target of the profile, 'elsewhere', got 'embedded'"),
     "empty batch": (f"{PLAN} --acceptance-rate 0.5 --batch-sizes 0", "expected --batch-sizes of 1 or more"),
