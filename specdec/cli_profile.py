@@ -76,7 +76,7 @@ def profile(
 ) -> None:
     """Measure what prompts, decoding, verification and drafts cost on this machine, beside what it could do."""
     check_writable(json_file)
-    check_writable(plot)
+    check_writable(plot, "--plot")
     check_plot(plot)
     lists = {"--prompt-lengths": prompt_lengths, "--batch-sizes": batch_sizes, "--context-lengths": context_lengths}
     lists |= {"--widths": widths, "--draft-lengths": draft_lengths}
@@ -84,7 +84,8 @@ def profile(
     settings = Settings(batches, prompts, wide, contexts, lengths, tree_nodes or None, repeats)
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        models = _random(shape, target, dtype, device) if shape else load_models(target, draft, dtype, device, head)
+        beside = [name for name, each in (("--target", target), ("--draft", draft), ("--head", head)) if each]
+        models = _random(shape, beside, dtype, device) if shape else load_models(target, draft, dtype, device, head)
         text = synthetic_text(models.target.config.vocab_size, SYNTHETIC_TOKENS) if shape else None
         found = run_profile(models, settings, models.is_on_gpu if graphs is None else graphs, advance, text)
     show_profile(found, console())
@@ -144,10 +145,10 @@ def _known(path: Path | None, rate: float | None) -> Acceptance | None:
     return None if path is None else read_acceptance(path)
 
 
-def _random(shape: str, target: str | None, dtype: str | None, device: str | None) -> Models:
+def _random(shape: str, beside: list[str], dtype: str | None, device: str | None) -> Models:
     """A model of random weights: it has no tokenizer and no drafter but n-grams."""
-    if shape not in (*SHAPES, TINY) or target is not None:
-        got = f"{shape!r}" if target is None else "--target beside it"
+    if shape not in (*SHAPES, TINY) or beside:
+        got = f"{beside[0]} beside it" if beside else repr(shape)
         raise ValueError(f"expected --shape {', '.join((*SHAPES, TINY))} alone, got {got}; pick one of them")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")

@@ -15,7 +15,8 @@ DEFINITIONS = {
     "low, high": "of tokens_per_second at the ends of the 95 % interval of tokens_per_step; null if that has none",
     "seconds": "of a round: draft, verify (the target's pass, where only drafted_share of the rounds have a draft) and "
     "overhead (rule, cache, host; of plain decoding all of it is verify), "
-    "from the profile; between lengths, batches and contexts measured there, linearly",
+    "from the profile; between lengths, batches and contexts measured there, linearly; a draft takes what it takes at "
+    "the shortest of these contexts",
     "tokens_per_step": "behind prompts, the correction or bonus included",
     "speedup": "over plain decoding of the same batch",
     "break_even_tokens_per_step": "at which it would be as fast as plain decoding; break_even_acceptance: the rate at "
