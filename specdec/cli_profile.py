@@ -1,5 +1,6 @@
 """The commands that say what a target costs on this machine, and what follows for speculation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -84,8 +85,7 @@ def profile(
     settings = Settings(batches, prompts, wide, contexts, lengths, tree_nodes or None, repeats)
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        beside = [name for name, each in (("--target", target), ("--draft", draft), ("--head", head)) if each]
-        models = _random(shape, beside, dtype, device) if shape else load_models(target, draft, dtype, device, head)
+        models = _random(shape, (target, draft, head), dtype, device) if shape else load_models(target, draft, dtype, device, head)
         text = synthetic_text(models.target.config.vocab_size, SYNTHETIC_TOKENS) if shape else None
         found = run_profile(models, settings, models.is_on_gpu if graphs is None else graphs, advance, text)
     show_profile(found, console())
@@ -145,8 +145,9 @@ def _known(path: Path | None, rate: float | None) -> Acceptance | None:
     return None if path is None else read_acceptance(path)
 
 
-def _random(shape: str, beside: list[str], dtype: str | None, device: str | None) -> Models:
+def _random(shape: str, others: Sequence[object], dtype: str | None, device: str | None) -> Models:
     """A model of random weights: it has no tokenizer and no drafter but n-grams."""
+    beside = [name for name, given in zip(("--target", "--draft", "--head"), others, strict=True) if given is not None]
     if shape not in (*SHAPES, TINY) or beside:
         got = f"{beside[0]} beside it" if beside else repr(shape)
         raise ValueError(f"expected --shape {', '.join((*SHAPES, TINY))} alone, got {got}; pick one of them")
