@@ -1,6 +1,6 @@
 """The commands that say what a target costs on this machine, and what follows for speculation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -77,15 +77,15 @@ def profile(
 ) -> None:
     """Measure what prompts, decoding, verification and drafts cost on this machine, beside what it could do."""
     check_writable(json_file)
-    check_writable(plot, "--plot")
     check_plot(plot)
+    _check_alone(shape, {"--target": target, "--draft": draft, "--head": head})
     lists = {"--prompt-lengths": prompt_lengths, "--batch-sizes": batch_sizes, "--context-lengths": context_lengths}
     lists |= {"--widths": widths, "--draft-lengths": draft_lengths}
     prompts, batches, contexts, wide, lengths = (numbers_of(written, option) for option, written in lists.items())
     settings = Settings(batches, prompts, wide, contexts, lengths, tree_nodes or None, repeats)
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        models = _random(shape, (target, draft, head), dtype, device) if shape else load_models(target, draft, dtype, device, head)
+        models = load_models(target, draft, dtype, device, head) if shape is None else _random(shape, dtype, device)
         text = synthetic_text(models.target.config.vocab_size, SYNTHETIC_TOKENS) if shape else None
         found = run_profile(models, settings, models.is_on_gpu if graphs is None else graphs, advance, text)
     show_profile(found, console())
@@ -145,12 +145,16 @@ def _known(path: Path | None, rate: float | None) -> Acceptance | None:
     return None if path is None else read_acceptance(path)
 
 
-def _random(shape: str, others: Sequence[object], dtype: str | None, device: str | None) -> Models:
-    """A model of random weights: it has no tokenizer and no drafter but n-grams."""
-    beside = [name for name, given in zip(("--target", "--draft", "--head"), others, strict=True) if given is not None]
-    if shape not in (*SHAPES, TINY) or beside:
+def _check_alone(shape: str | None, others: Mapping[str, object]) -> None:
+    """Raises ValueError if there is no such shape, or a model is given beside it that nothing would run."""
+    beside = [name for name, given in others.items() if given is not None]
+    if shape is not None and (shape not in (*SHAPES, TINY) or beside):
         got = f"{beside[0]} beside it" if beside else repr(shape)
         raise ValueError(f"expected --shape {', '.join((*SHAPES, TINY))} alone, got {got}; pick one of them")
+
+
+def _random(shape: str, dtype: str | None, device: str | None) -> Models:
+    """A model of random weights: it has no tokenizer and no drafter but n-grams."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
     model = random_model(shape, device_of(device))
