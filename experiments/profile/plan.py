@@ -141,6 +141,8 @@ def _to_speculate(ways: Sequence[Prediction]) -> Iterator[str]:
         f"{best.speedup:.2f}{interval} times plain decoding and {margin:.2f} times the next, {label_of(other)};"
     )
     yield f"{_costs(best)}, so it pays from {_needed(best)} on, and has {best.yields.tokens_per_step:.2f}."
+    if best.yields.low is not None and best.yields.low < best.break_even_tokens:
+        yield f"That is not certain: {best.yields.low:.2f} are in its interval, too. More prompts would tell more."
 
 
 def _not_to_speculate(ways: Sequence[Prediction]) -> Iterator[str]:

@@ -172,6 +172,14 @@ def test_intervals_and_margins():
     assert found["best"][0]["margin"] == pytest.approx(1.2 / 1.1) and found["best"][0]["runner_up"] == "other k=1"
 
 
+@pytest.mark.parametrize("low, is_certain", [(1.05, False), (1.2, True), (None, True)])
+def test_a_gain_that_the_interval_leaves_open_is_called_so(low, is_certain):
+    """A round takes 1.1 plain steps."""
+    yields = {Setting("small", 1): Yield(1.5, low=low, high=1.8)}
+    advice = plan(profile_of(0.1), Known("made up", yields), [1], 64)["advice"]
+    assert ("That is not certain: 1.05 are in its interval, too." in advice) is not is_certain
+
+
 def test_unknown_drafters_are_refused():
     with pytest.raises(ValueError, match=r"expected acceptance of some drafter of the profile \(small\)"):
         plan(profile_of(0.1), Known("elsewhere", {Setting("large", 3): Yield(2.0)}), None, 64)
