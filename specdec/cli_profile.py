@@ -121,11 +121,12 @@ def plan(
     given = None if profile_file is None else read_result(profile_file, "profile")
     batches = None if batch_sizes is None else numbers_of(batch_sizes, "--batch-sizes")
     wanted = Wanted(batches, context_length, num_prompts, max_new_tokens, repeats, check)
+    runs = given is None or known is None or check
+    if not runs:
+        _check_unnamed({"--target": target, "--draft": draft, "--head": head, "--dtype": dtype, "--device": device})
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        models = None
-        if given is None or known is None or check:
-            models = load_models(target, draft, dtype, device, head)
+        models = load_models(target, draft, dtype, device, head) if runs else None
         if given is None:
             assert models is not None, "loaded to be profiled"
             settings = Settings() if batches is None else Settings(batch_sizes=batches)
@@ -143,6 +144,16 @@ def _known(path: Path | None, rate: float | None) -> Acceptance | None:
     if rate is not None:
         return Assumed(rate)
     return None if path is None else read_acceptance(path)
+
+
+def _check_unnamed(options: Mapping[str, object]) -> None:
+    """Raises ValueError if a model is named that nothing would run."""
+    named = [name for name, given in options.items() if given is not None]
+    if named:
+        raise ValueError(
+            f"expected nothing of models where a profile and acceptance are given, got {named[0]}; drop it, or run "
+            "them with --check"
+        )
 
 
 def _check_alone(shape: str | None, others: Mapping[str, object]) -> None:

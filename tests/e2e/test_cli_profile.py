@@ -134,6 +134,7 @@ MISTAKES = {
     "another file as profile": ("plan --profile @prompts.jsonl --acceptance-rate 0.5", "got no JSON in"),
     "a profile of another program": (
         "plan --profile @cut.json --acceptance-rate 0.5", "of a profile, got none that fits: KeyError"),
+    "a model that nothing runs": (f"{PLAN} --acceptance-rate 0.5 --draft @draft", "got --draft; drop it, or run"),
     "no acceptance": (f"{PLAN} --acceptance @nowhere", "expected a bench-summary or replay result at"),
     "another model": (f"{PLAN}", "expected the target of the profile, 'elsewhere', got 'embedded'"),
     "empty batch": (f"{PLAN} --acceptance-rate 0.5 --batch-sizes 0", "expected --batch-sizes of 1 or more"),
