@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from specdec.experiments import specbench_export
 from specdec.experiments.interop import import_results
 from specdec.experiments.specbench import read_answers
 from specdec.experiments.specbench_export import export_answers
@@ -113,6 +114,23 @@ def test_answers_of_eagle_count_steps_from_zero_and_have_no_category(tmp_path):
     assert (found["label"], found["system"], found["baseline"]) == ("eagle-7b", "spec-bench", None)
     assert found["overall"]["num_steps"] == 5 and found["overall"]["tokens_per_step"]["value"] == 3.0
     assert found["overall"]["speedup"] is None and found["by_category"] == {}
+
+
+def test_folders_that_cannot_be_exported_are_refused_in_a_line(tmp_path):
+    folder = bench_folder(tmp_path / "bench")
+    with pytest.raises(ValueError, match="^expected a folder to write to, got a file at .*; pass another --out$"):
+        export_answers(folder, folder / "bench.json" / "answers")
+    header = json.loads((folder / "bench.json").read_text())
+    (folder / "bench.json").write_text(json.dumps({**header, "prompts": header["prompts"][:1]}))
+    with pytest.raises(ValueError, match="^expected fields of a benchmark in .*, got none that fit: KeyError "):
+        export_answers(folder, tmp_path / "answers")
+
+
+def test_a_tokenizer_is_loaded_once(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(specbench_export, "_decoder", lambda target: loaded.append(target) or (lambda tokens: "text"))
+    files, _ = export_answers(bench_folder(tmp_path / "bench"), tmp_path / "answers")
+    assert len(files) > 1 and len(loaded) == 1
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
