@@ -107,7 +107,7 @@ def compare(
     head: HeadOption = None,
     prompts: Prompts = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts per category.")] = 2,
-    categories: Annotated[
+    category: Annotated[
         str | None, typer.Option(help=f"Comma-separated; of the package's prompts {','.join(LEARNT)} by default.")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
@@ -127,7 +127,7 @@ def compare(
 ) -> None:
     """Run the same prompts by every method, beside transformers' own; compare texts and times."""
     check_writable(json_file)
-    chosen = _chosen(prompts, num_prompts, categories)
+    chosen = _chosen(prompts, num_prompts, category)
     temperature = temperature or float(do_sample)
     decoding = Decoding(max_new_tokens, num_speculative_tokens, temperature, top_p, top_k, seed)
     use_threads(threads)
@@ -192,12 +192,12 @@ def doctor(
     raise typer.Exit(0 if found["target"]["passed"] else 1)
 
 
-def _chosen(source: str | None, num_prompts: int, categories: str | None) -> list[Prompt]:
+def _chosen(source: str | None, num_prompts: int, category: str | None) -> list[Prompt]:
     """Some prompts of each category; without a wish, those of the package that the embedded models can write on."""
     found = read_prompts() if source is None else read_prompts(source)
-    if categories is None:
+    if category is None:
         return first_per_category(found, num_prompts, LEARNT if source is None else None)
-    return first_per_category(found, num_prompts, [name.strip() for name in categories.split(",") if name.strip()])
+    return first_per_category(found, num_prompts, [name.strip() for name in category.split(",") if name.strip()])
 
 
 def main() -> None:

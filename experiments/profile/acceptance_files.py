@@ -30,7 +30,7 @@ def read_result(path: Path, *kinds: str) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"expected a {wanted} result at {str(file)!r}, got {error.strerror}; name another") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a {wanted} result, got no JSON in {str(file)!r}: {error}; write it anew") from error
     kind = value.get("kind") if isinstance(value, dict) else type(value).__name__
     if kind not in kinds or value.get("version") != 1:
