@@ -159,7 +159,7 @@ def _specs(sweep: Sweep, bench: Workbench) -> list[dict[str, Any]]:
     for table in tables:
         for spec in specs_of(table, sweep):
             if spec[NAMED] == BASELINE:
-                spec = {NAMED: BASELINE}
+                spec = {name: value for name, value in spec.items() if name in table}
             if spec[NAMED] in THEIRS:
                 spec = {name: value for name, value in spec.items() if name != "verifier" or name in table}
             if "speculative_token_tree" in spec and "num_tree_nodes" not in table:

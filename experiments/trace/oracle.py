@@ -71,6 +71,7 @@ class Oracle:
     name: str
     arms: tuple[str, ...]
     labels: tuple[str, ...]
+    prompts: tuple[str, ...]  # of each text
     tokens: tuple[int, ...]  # of each text
     steps: tuple[float, ...]  # least
     costs: tuple[float, ...]  # least
@@ -104,6 +105,7 @@ def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, boo
         for text in trace.texts:
             runs.setdefault(text.key, []).append((replayed(trace, text, Setting(), rule), name))
     shared = [found for found in runs.values() if len(found) == len(arms)]
+    prompts = tuple(found[0][0].text.prompt for found in shared)
     names = tuple(trace.arm for trace, _ in arms), tuple(trace.label for trace, _ in arms)
     tokens = tuple(len(found[0][0].cuts) for found in shared)
     made = []
@@ -112,5 +114,5 @@ def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, boo
             tuple(least_cost([Candidate(*run, each) for run in found], has_choice) for found in shared)
             for each in (Costs(), costs)
         )
-        made.append(Oracle(kind, *names, tokens, steps, least))
+        made.append(Oracle(kind, *names, prompts, tokens, steps, least))
     return made if shared else []

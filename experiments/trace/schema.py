@@ -151,6 +151,10 @@ def _header(path: Path, table: Any) -> dict[str, Any]:
         _refuse(
             path, f"a trace of version {header.get('version')}", f"read it with the release that wrote it; {VERSION=}"
         )
+    settings = header.get("settings", {})
+    sizes = ("num_speculative_tokens", "num_tree_nodes")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), int | None) for name in sizes):
+        _refuse(path, "a header with settings that are none", "trace it again")
     return {**about, **header}
 
 

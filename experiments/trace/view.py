@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..figures.verdicts import how_many
+
 SENSES = {"path": "exact", "law": "in law", "approximation": "approximate"}
 
 
@@ -22,7 +24,8 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     """What is to be known beside the figures, one line each."""
     sizes = [(each["num_bytes"], each["num_tokens"]) for each in result["traces"]]
     num_bytes, num_tokens = (sum(part) for part in zip(*sizes, strict=True))
-    yield f"{len(sizes)} traces, {num_bytes:,} bytes, {num_bytes / max(num_tokens, 1):.0f} per token of text"
+    per_token = num_bytes / max(num_tokens, 1)
+    yield f"{how_many(len(sizes), 'trace')}, {num_bytes:,} bytes, {per_token:.0f} per token of text"
     gaps = [bounds["high"] - bounds["low"] for row in result["rows"] for bounds in row["survival"]]
     if gaps and max(gaps) > 1e-6:
         top_m = min(each["top_m"] for each in result["traces"])
@@ -35,7 +38,7 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     if any(row["exactness"] == "law" for row in result["rows"]):
         yield "in law: the expectation over the drafts and the rule's draws, given the texts."
     for warning in result["warnings"]:
-        yield f"not replayed: {warning}"
+        yield f"warning: {warning}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:

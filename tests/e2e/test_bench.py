@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from specdec.experiments.bench import bench as whole
-from specdec.experiments.bench.store import key_of, read_header, read_records
+from specdec.experiments.bench.store import SUMMARY, key_of, read_header, read_records
 
 BENCH = "bench --target @target --draft @draft --prompts @prompts.jsonl --dtype float32 --max-new-tokens 8"
 ARM_KEYS = {
@@ -202,15 +202,15 @@ def test_changed_prompts_are_another_sweep(bench, tmp_path, folders):
 def test_dry_run_prints_plan_and_time_and_writes_nothing(bench, specdec, tmp_path):
     finished = specdec(f"{BENCH} --out {tmp_path}/out --dry-run --drafter ngram --num-speculative-tokens 2,3")
     assert finished.exit_code == 0, finished.output
-    assert "3 arms in 1 cells, 3 prompts, 1 repeats: 9 runs" in finished.stdout
+    assert "3 arms in 1 cell, 3 prompts, 1 repeat: 9 runs" in finished.stdout
     assert "9 runs to do, about" in finished.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_header_as_json(bench, tmp_path):
+def test_summary_as_json(bench, tmp_path):
     line = "--drafter ngram --num-speculative-tokens 2 --num-prompts 1"
-    header, _ = bench(f"{line} --json {tmp_path}/h.json")
-    assert json.loads((tmp_path / "h.json").read_text()) == header
+    bench(f"{line} --json {tmp_path}/h.json")
+    assert (tmp_path / "h.json").read_text() == (tmp_path / "out" / SUMMARY).read_text()
 
 
 MISTAKES = {
@@ -229,6 +229,21 @@ def test_a_mistake_is_one_line(bench, tmp_path, line, message):
     finished = bench(line, code=1)
     assert message in finished.stderr and len(finished.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("method = 'draft_model', model = 3", "expected a string for model, got 3"),
+        ("method = 'draft_model', confidence_threshold = 'x'", "expected options of a drafter, got"),
+        ("method = 'ngram', prompt_lookup_max = 'a'", "expected options of a drafter, got"),
+        ("method = 'transformers', foo = 1", "expected a known option of transformers, got 'foo'"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line(bench, tmp_path, table, message):
+    (tmp_path / "s.toml").write_text(f"drafter = [{{{table}}}]")
+    finished = bench(str(tmp_path / "s.toml"), code=1)
+    assert message in finished.stderr and len(finished.stderr.strip().splitlines()) == 1
 
 
 def test_models_are_left_as_they_are_found(bench, monkeypatch):
