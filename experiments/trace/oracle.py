@@ -8,6 +8,7 @@ the draws, of those that draw.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .cuts import Setting
 from .replay import Costs, Replayed, chances, replayed
@@ -87,15 +88,19 @@ def oracles(arms: Sequence[tuple[Trace, str]], costs: Costs) -> list[Oracle]:
 
 
 def _groups(arms: Sequence[tuple[Trace, str]]) -> list[list[tuple[Trace, str]]]:
-    """Arms that have texts in common with the first of their group."""
+    """Arms of one cell that have texts in common with the first of their group."""
     groups: list[list[tuple[Trace, str]]] = []
     for arm in arms:
-        keys = {text.key for text in arm[0].texts}
-        group = next((group for group in groups if keys & {text.key for text in group[0][0].texts}), None)
+        keys = _keys(arm[0])
+        group = next((group for group in groups if keys & _keys(group[0][0])), None)
         if group is None:
             groups.append(group := [])
         group.append(arm)
     return groups
+
+
+def _keys(trace: Trace) -> set[tuple[Any, ...]]:
+    return {(trace.cell, *text.key) for text in trace.texts}
 
 
 def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, bool]) -> list[Oracle]:

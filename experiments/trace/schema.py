@@ -23,8 +23,8 @@ Rows are ordered by request, turn, position, node. A draft of node 0 alone is th
 a prompt. Behind a drawn node that is not of the text (behind its end) nothing is to be concluded.
 
 The file's metadata holds under `specdec.trace` a JSON object with "kind": "trace", "version", and how the trace was
-made (`tracing.trace_arm`), and whatever `write_trace` was given beside it: "arm", "label", and "prompts", a JSON list
-of ids.
+made (`tracing.trace_arm`), and whatever `write_trace` was given beside it: "arm", "label", "cell", and "prompts", a
+JSON list of ids.
 """
 
 import json

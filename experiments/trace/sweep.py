@@ -134,6 +134,7 @@ def row_of(trace: Trace, setting: Setting, rule: str, costs: Costs) -> dict[str,
     return {
         "arm": trace.arm,
         "label": trace.label,
+        "cell": trace.cell,
         "drafter": header.get("drafter_name"),
         "verifier": rule,
         **_settled(header, setting),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..figures.verdicts import how_many
@@ -45,12 +46,15 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     has_costs = any(abs(row["tokens_per_cost"] - row["tokens_per_step"]) > 1e-9 for row in rows)
     columns = ["drafter", "rule", "setting", "tokens per step", "95 %", "accepted", "nodes per step"]
     table = Table(*columns, *(["per cost"] if has_costs else []), "", title=title)
+    table.columns[0].overflow = "fold"
+    several = len({row["cell"] for row in rows}) > 1
     table.columns[1].no_wrap = table.columns[-1].no_wrap = True
     for row in rows:
         rate = f"{100 * row['draft_acceptance_rate']:.0f} %"
         figures = [f"{row['tokens_per_step']:.3f}", _interval(row), rate, f"{row['nodes_per_step']:.1f}"]
         figures += [f"{row['tokens_per_cost']:.3f}"] if has_costs else []
-        table.add_row(row["label"], row["verifier"], _setting(row), *figures, SENSES[row["exactness"]])
+        label = f"{row['label']}, {row['cell']}" if several else row["label"]
+        table.add_row(escape(label), row["verifier"], _setting(row), *figures, SENSES[row["exactness"]])
     return table
 
 

@@ -227,6 +227,8 @@ def test_oracles_of_laws_bound_every_length():
             assert best.steps[0] <= totals(run, Costs(), "draft_model").num_steps + 1e-12
     both = oracles([(trace, "block"), (table_trace(2, drafter="other")[3], "rejection")], Costs())
     assert [oracle.name for oracle in both][2] == DRAFTER
+    elsewhere = replace(trace, header={**trace.header, "cell": "batch 2"})
+    assert len(oracles([(trace, "block"), (elsewhere, "block")], Costs())) == 2, "arms of two cells do not compete"
     assert oracles([(trace, "block"), (table_trace(2, seed=3)[3], "block")], Costs())[-1].name == LENGTH, "other texts"
 
 
