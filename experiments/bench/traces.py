@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdec.noise import request_seed
-
 from ..trace.schema import write_trace
 from ..trace.tracing import Tracing, telling, trace_arm
 from .arms import Arm, is_theirs, promises_same_text
@@ -59,7 +57,7 @@ def trace_group(
     requests = told.record["requests"]
     tracing = Tracing(
         runner.kwargs(arm),
-        seeds=[request_seed(arm["seed"], members[place[each["prompt"]]].index) for each in requests],
+        seeds=[told.choosing[each["prompt"]].seed for each in requests],
         top_m=top_m,
         places=[(place[each["prompt"]], each["turn"]) for each in requests],
     )

@@ -219,6 +219,7 @@ MISTAKES = {
     "no such file": ("nowhere.toml", "there is no such file"),
     "no number": ("--temperature hot", "a number from 0 to 100 for temperature, got 'hot'"),
     "unknown category": ("--category novel", "expected categories of story, code, got 'novel'"),
+    "too many threads": ("--threads 1000000", "threads on this machine, got 1000000"),
     "too long": ("--max-new-tokens 500", "within the context of 128"),
     "nothing left": ("--drafter replay", "expected at least one drafter that can be measured"),
 }
