@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 PIPE_WIDTH = 120
+MOST_THREADS = 8  # per core: with thousands the system refuses, and torch dies of it
 
 Target = Annotated[str | None, typer.Option(help="Folder or hub id of the model; the embedded one by default.")]
 DraftOption = Annotated[str | None, typer.Option("--draft", help="Folder or hub id of a draft model.")]
@@ -77,5 +78,9 @@ def console(no_color: bool = False) -> Console:
 
 
 def use_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+    most = MOST_THREADS * (os.cpu_count() or 1)
+    if threads is None:
+        return
+    if threads > most:
+        raise ValueError(f"expected at most {most} threads on this machine, got {threads}; pass --threads of its cores")
+    torch.set_num_threads(threads)

@@ -28,8 +28,8 @@ DEFINITIONS = {
     "group": "the prompts of one batch, the same for all arms of a batch size",
     "repeat": "every arm runs on every group so many times",
     "process": "one start of the program; an arm is held against the baseline that ran in the same one",
-    "difference": "where a text leaves the baseline's: margin of the target's two largest logits there, resolution of "
-    "its dtype; is_tie: rounding may have decided",
+    "difference": "where a text leaves the baseline's: margin, by how much a logit would have to rise there for the "
+    "other token to be chosen; resolution of the target's dtype; is_tie: rounding may have decided",
     "seconds": "wall time of the generate calls of all turns, the device waited for",
     "memory": "bytes of the most K/V pages in use at once, by pool; device_peak_bytes as the GPU's allocator counts",
 }
@@ -159,7 +159,7 @@ def _specs(sweep: Sweep, bench: Workbench) -> list[dict[str, Any]]:
     for table in tables:
         for spec in specs_of(table, sweep):
             if spec[NAMED] == BASELINE:
-                spec = {NAMED: BASELINE}
+                spec = {name: value for name, value in spec.items() if name in table}
             if spec[NAMED] in THEIRS:
                 spec = {name: value for name, value in spec.items() if name != "verifier" or name in table}
             if "speculative_token_tree" in spec and "num_tree_nodes" not in table:

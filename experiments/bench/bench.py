@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..figures.summary import summarize_folder
+from ..figures.verdicts import how_many
 from ..figures.view import print_summary
 from ..measure import OnRun
 from ..prompts import PROMPTS, Prompt, first_per_category, read_prompts
@@ -92,7 +93,8 @@ def _summarized(folder: Path, console: Console) -> dict[str, Any]:
     print_summary(summary, console)
     sizes = [path.stat().st_size for path in (folder / TRACES).glob("*.parquet")]
     if sizes:
-        console.print(f"{len(sizes)} traces, {sum(sizes) / 1e6:.1f} MB: specdec replay {folder}", highlight=False)
+        traces = f"{how_many(len(sizes), 'trace')}, {sum(sizes) / 1e6:.1f} MB"
+        console.print(f"{traces}: specdec replay {folder}", highlight=False)
     return summary
 
 
@@ -142,7 +144,8 @@ def _estimate(loader: Loader, works: Sequence[Work], turns: dict[str, int], cons
 
 def _estimate_line(works: Sequence[Work], missing: dict[str, int], seconds: dict[str, float], what: str) -> str:
     spent = sum(missing[work.cell] * sum(seconds[arm["id"]] for arm in work.arms) / len(work.arms) for work in works)
-    return f"{what}: {sum(missing[work.cell] for work in works)} runs to do, about {duration(spent)} by a short warm-up"
+    num_runs = how_many(sum(missing[work.cell] for work in works), "run")
+    return f"{what}: {num_runs} to do, about {duration(spent)} by a short warm-up"
 
 
 def _path_of(target: str, sweep: Sweep) -> str | None:

@@ -16,7 +16,7 @@ from specdec.noise import request_seed
 
 from ..contenders import ASSISTED, LOOKUP, assistant_settings
 from ..conversations import Conversation
-from ..differences import first_difference
+from ..differences import Choosing, first_difference
 from ..prompts import Prompt
 from .arms import Arm, is_theirs, promises_same_text
 from .recording import DIGITS, rounds_columns, steps_by_row, steps_columns
@@ -45,10 +45,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A run, and the token ids each request was prompted with."""
+    """A run, the token ids each request was prompted with, and how its tokens were chosen."""
 
     record: dict[str, Any]
     inputs: dict[tuple[str, int], Tensor]  # (prompt, turn) -> [1, n]
+    choosing: dict[str, Choosing]  # by prompt
 
 
 class Runner:
@@ -101,7 +102,9 @@ class Runner:
             prompted = {row: ids for row in rows if (ids := talks[row].next_input()) is not None}
         record["seconds"] = round(sum(call["seconds"] for call in record["calls"]), DIGITS)
         record["memory"] = {name: _most(each[name] for each in memory) for name in memory[0]}
-        return Finished(record, inputs)
+        options = self.kwargs({**arm, "drafter": None})
+        choosing = {each.prompt.id: Choosing(options, request_seed(arm["seed"], each.index)) for each in members}
+        return Finished(record, inputs, choosing)
 
     def talk(self, member: Member) -> Conversation:
         """The conversation that a prompt begins."""
@@ -198,7 +201,8 @@ def with_differences(bench: Workbench, arm: Arm, run: Finished, baseline: Finish
         if key not in wanted or not torch.equal(run.inputs[key], baseline.inputs[key]):
             requests.append(each)
             continue
-        found = first_difference(bench.models.target, each["prompt"], run.inputs[key], wanted[key], each["tokens"])
+        texts, choosing = (wanted[key], each["tokens"]), run.choosing[each["prompt"]]
+        found = first_difference(bench.models.target, each["prompt"], run.inputs[key], *texts, choosing)
         names = ("position", "expected", "got", "margin", "resolution", "is_tie")
         values = None if found is None else {name: getattr(found, name) for name in names}
         requests.append({**each, "difference": values})

@@ -26,6 +26,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "requests": list,
     "memory": dict,
 }
+# What a header has at least, likewise.
+HEADER_FIELDS = {"settings": dict, "arms": list, "prompts": list, "environment": dict}
 Key = tuple[str, int, int]  # arm, group, repeat
 
 
@@ -89,13 +91,20 @@ def read_header(folder: Path) -> dict[str, Any]:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a header in JSON, got {str(path)!r}: {error}; {remedy}") from error
-    is_ours = isinstance(header, dict) and header.get("kind") == KIND and isinstance(header.get("arms"), list)
+    is_ours = isinstance(header, dict) and header.get("kind") == KIND
     if not is_ours or header.get("version") != VERSION:
         found = (
             {name: header.get(name) for name in ("kind", "version")} if isinstance(header, dict) else "another value"
         )
         raise ValueError(
             f"expected a header of kind {KIND!r}, version {VERSION}, got {found} in {str(path)!r}; {remedy}"
+        )
+    wrong = next((name for name, kind in HEADER_FIELDS.items() if not isinstance(header.get(name), kind)), None)
+    if wrong is None and not all(isinstance(arm, dict) and {"id", "baseline"} <= arm.keys() for arm in header["arms"]):
+        wrong = "arms"
+    if wrong is not None:
+        raise ValueError(
+            f"expected a header as `specdec bench` writes it, got another {wrong!r} in {str(path)!r}; {remedy}"
         )
     return dict(header)
 

@@ -227,6 +227,8 @@ def _drafters(name: str, given: Any) -> tuple[Mapping[str, Any], ...] | None:
     tables = [{NAMED: each} if isinstance(each, str) else each for each in listed]
     if not tables or not all(isinstance(table, Mapping) and isinstance(table.get(NAMED), str) for table in tables):
         raise _refuse(name, f"names or tables with a {NAMED!r}", given)
+    for table in tables:
+        _text("model", table.get("model"))
     return tuple(dict(table) for table in tables)
 
 

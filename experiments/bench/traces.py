@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdec.noise import request_seed
-
 from ..trace.schema import write_trace
 from ..trace.tracing import Tracing, telling, trace_arm
 from .arms import Arm, is_theirs, promises_same_text
@@ -20,13 +18,19 @@ CUT_BY_REPLAY = ("num_speculative_tokens", "num_tree_nodes")  # smaller ones fol
 def traced_arms(arms: Iterable[Arm]) -> list[Arm]:
     """The arms that have to be traced: of those that differ in draft length or number of nodes alone, the largest.
 
+    Of two of which one is longer and the other has more nodes neither is larger.
+
     Example:
         >>> arm = {"system": "specdec", "cell": "c", "verifier": "greedy", "sampling": {}}
         >>> drafters = [{"method": "ngram", "num_speculative_tokens": length} for length in (2, 6, 4)]
         >>> [arm["drafter"] for arm in traced_arms([{**arm, "drafter": each} for each in drafters])]
         [{'method': 'ngram', 'num_speculative_tokens': 6}]
+        >>> sizes = ({"num_speculative_tokens": k, "num_tree_nodes": n} for k, n in ((4, 32), (6, 8), (4, 8)))
+        >>> found = traced_arms([{**arm, "drafter": {"method": "eagle3", **each}} for each in sizes])
+        >>> [arm["drafter"]["num_tree_nodes"] for arm in found]
+        [32, 8]
     """
-    largest: dict[str, Arm] = {}
+    alike: dict[str, list[Arm]] = {}
     for arm in arms:
         spec = arm["drafter"]
         if spec is None or is_theirs(arm) or _draws_trees(spec):
@@ -34,9 +38,10 @@ def traced_arms(arms: Iterable[Arm]) -> list[Arm]:
         rest = {name: value for name, value in spec.items() if name not in CUT_BY_REPLAY}
         is_tree = any(spec.get(name) is not None for name in TREE_OPTIONS)
         key = json.dumps([arm["cell"], arm["verifier"], is_tree, rest], sort_keys=True)
-        if key not in largest or _size(arm) > _size(largest[key]):
-            largest[key] = arm
-    return list(largest.values())
+        alike.setdefault(key, []).append(arm)
+    return [
+        arm for members in alike.values() for arm in members if not any(_is_larger(other, arm) for other in members)
+    ]
 
 
 def trace_group(
@@ -52,7 +57,7 @@ def trace_group(
     requests = told.record["requests"]
     tracing = Tracing(
         runner.kwargs(arm),
-        seeds=[request_seed(arm["seed"], members[place[each["prompt"]]].index) for each in requests],
+        seeds=[told.choosing[each["prompt"]].seed for each in requests],
         top_m=top_m,
         places=[(place[each["prompt"]], each["turn"]) for each in requests],
     )
@@ -71,11 +76,12 @@ def write_group(folder: Path, arm: Arm, group: int, members: Sequence[Member], t
     path = folder / FOLDER / f"{arm['id']}-{group}.parquet"
     path.parent.mkdir(exist_ok=True)
     prompts = json.dumps([member.prompt.id for member in members])
-    return write_trace(path, table, {"arm": arm["id"], "label": arm["label"], "prompts": prompts})
+    return write_trace(path, table, {"arm": arm["id"], "label": arm["label"], "cell": arm["cell"], "prompts": prompts})
 
 
-def _size(arm: Arm) -> tuple[int, ...]:
-    return tuple(arm["drafter"].get(name) or 0 for name in CUT_BY_REPLAY)
+def _is_larger(arm: Arm, other: Arm) -> bool:
+    sizes = [(arm["drafter"].get(name) or 0, other["drafter"].get(name) or 0) for name in CUT_BY_REPLAY]
+    return all(own >= its for own, its in sizes) and any(own > its for own, its in sizes)
 
 
 def _draws_trees(spec: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..figures.verdicts import how_many
 from .arms import Plan
 from .session import Work
 
@@ -34,7 +35,9 @@ def show_plan(plan: Plan, works: Sequence[Work], repeats: int, console: Console)
 def plan_line(plan: Plan, works: Sequence[Work], num_prompts: int, repeats: int) -> str:
     """The plan in one line."""
     num_runs = sum(len(work.arms) * len(work.groups) for work in works) * repeats
-    return f"{len(plan.arms)} arms in {len(works)} cells, {num_prompts} prompts, {repeats} repeats: {num_runs} runs"
+    arms, cells = how_many(len(plan.arms), "arm"), how_many(len(works), "cell")
+    prompts, turns = how_many(num_prompts, "prompt"), how_many(repeats, "repeat")
+    return f"{arms} in {cells}, {prompts}, {turns}: {how_many(num_runs, 'run')}"
 
 
 def duration(seconds: float) -> str:

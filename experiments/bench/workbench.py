@@ -75,7 +75,10 @@ class Workbench:
         """
         key = json.dumps(spec, sort_keys=True, default=str)
         if key not in self._settled:
-            self._settled[key] = self._settle(dict(spec))
+            try:
+                self._settled[key] = self._settle(dict(spec))
+            except TypeError as error:  # of numbers and strings in each other's place, as a table may have them
+                raise ValueError(f"expected options of a drafter, got {dict(spec)}: {error}; correct them") from error
         return self._settled[key]
 
     def _settle(self, spec: dict[str, Any]) -> Settled:

@@ -48,7 +48,8 @@ DEFINITIONS = {
     "memory": "largest number of bytes held for keys and values of the target, of the drafter, and on the device in "
     "all",
     "text": "texts held against the baseline's of the same group, repeat and process: the first difference of each, "
-    "with the margin of the target's two largest logits there; is_tie: rounding may have decided",
+    "with its margin, by how much a logit would have to rise there for the other token to be chosen; is_tie: rounding "
+    "may have decided",
     "repetition": f"share of new tokens inside a {NGRAM}-gram that stood earlier in the same text",
     "eos_rate": "share of the texts that ended by an end-of-text token",
     "degeneracy": f"a text is flagged if more than {MAX_REPETITION:.0%} of it is repetition (from {MIN_TOKENS} tokens "

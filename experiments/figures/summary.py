@@ -10,6 +10,7 @@ from .columns import Run
 from .definitions import DEFINITIONS
 from .figures import ArmRuns, figures
 from .runs import by_arm, by_group
+from .verdicts import how_many
 
 Arm = Mapping[str, Any]
 
@@ -73,7 +74,7 @@ def _common_warnings(
     """What is wrong with the whole, and which arms to read with care."""
     num_prompts = len(header["prompts"])
     if num_prompts < MIN_PROMPTS:
-        yield f"{num_prompts} prompts: there are no intervals below {MIN_PROMPTS}"
+        yield f"{how_many(num_prompts, 'prompt')}: there are no intervals below {MIN_PROMPTS}"
     for baseline, cell in dict.fromkeys((arm["baseline"], arm["cell"]) for arm in header["arms"]):
         if not runs.get(baseline):
             yield f"{cell}: the baseline was not run, so there are no speed-ups"
@@ -104,7 +105,7 @@ def _warnings(arm: Arm, runs: ArmRuns, overall: Mapping[str, Any], num_prompts: 
     if wide and arm.get("is_lossless", True):
         first = wide[0]
         yield (
-            f"{len(wide)} texts differ from the baseline's and are no ties, first {first['prompt']} at token "
+            f"{how_many(len(wide), 'text')} other than the baseline's and no ties, first {first['prompt']} at token "
             f"{first['position']}, margin {first['margin']:.3g}, resolution {first['resolution']:.2g}: "
             "please report this"
         )

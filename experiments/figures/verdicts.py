@@ -139,6 +139,16 @@ def same_text(text: Mapping[str, Any]) -> str:
     return f"tie ({num_differing})" if num_differing else "yes"
 
 
+def how_many(count: int, thing: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> how_many(1, "cell"), how_many(2, "arm")
+        ('1 cell', '2 arms')
+    """
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def interval_text(value: float, low: float | None, high: float | None, unit: str = "") -> str:
     """A figure with its interval.
 

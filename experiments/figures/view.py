@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .verdicts import interval_text, is_change, name_of, same_text, verdicts
+from .verdicts import how_many, interval_text, is_change, name_of, same_text, verdicts
 
 HEADINGS = ("tokens/step", "accepted", "tokens/s", "speed-up", "TPOT ms", "draft", "same text")
 MAX_WARNINGS = 12
@@ -33,7 +33,7 @@ def cell_table(cell: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -
     """The arms of a cell, fastest first; bold: surely faster than the baseline."""
     ranked = [arms[row["arm"]] for row in cell["arms"]]
     sizes = ranked[0]["overall"]
-    title = f"{cell['cell']}: {sizes['num_prompts']} prompts, {sizes['num_tokens']} new tokens"
+    title = f"{cell['cell']}: {how_many(sizes['num_prompts'], 'prompt')}, {sizes['num_tokens']} new tokens"
     caption = r"\[low-high]: 95 % over prompts; accepted: of the drafted depth; draft: share of the time"
     table = Table(title=escape(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("arm", overflow="fold")

@@ -29,7 +29,7 @@ class Setting:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             least = 0 if name in ("confidence_threshold", "num_speculative_tokens", "budget") else 1
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # a NaN is not
                 raise ValueError(f"expected {name} of at least {least}, got {value}; drop it to leave it as traced")
 
 

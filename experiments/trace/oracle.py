@@ -8,6 +8,7 @@ the draws, of those that draw.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .cuts import Setting
 from .replay import Costs, Replayed, chances, replayed
@@ -71,6 +72,7 @@ class Oracle:
     name: str
     arms: tuple[str, ...]
     labels: tuple[str, ...]
+    prompts: tuple[str, ...]  # of each text
     tokens: tuple[int, ...]  # of each text
     steps: tuple[float, ...]  # least
     costs: tuple[float, ...]  # least
@@ -86,15 +88,19 @@ def oracles(arms: Sequence[tuple[Trace, str]], costs: Costs) -> list[Oracle]:
 
 
 def _groups(arms: Sequence[tuple[Trace, str]]) -> list[list[tuple[Trace, str]]]:
-    """Arms that have texts in common with the first of their group."""
+    """Arms of one cell that have texts in common with the first of their group."""
     groups: list[list[tuple[Trace, str]]] = []
     for arm in arms:
-        keys = {text.key for text in arm[0].texts}
-        group = next((group for group in groups if keys & {text.key for text in group[0][0].texts}), None)
+        keys = _keys(arm[0])
+        group = next((group for group in groups if keys & _keys(group[0][0])), None)
         if group is None:
             groups.append(group := [])
         group.append(arm)
     return groups
+
+
+def _keys(trace: Trace) -> set[tuple[Any, ...]]:
+    return {(trace.cell, *text.key) for text in trace.texts}
 
 
 def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, bool]) -> list[Oracle]:
@@ -104,6 +110,7 @@ def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, boo
         for text in trace.texts:
             runs.setdefault(text.key, []).append((replayed(trace, text, Setting(), rule), name))
     shared = [found for found in runs.values() if len(found) == len(arms)]
+    prompts = tuple(found[0][0].text.prompt for found in shared)
     names = tuple(trace.arm for trace, _ in arms), tuple(trace.label for trace, _ in arms)
     tokens = tuple(len(found[0][0].cuts) for found in shared)
     made = []
@@ -112,5 +119,5 @@ def _of(arms: Sequence[tuple[Trace, str]], costs: Costs, kinds: Mapping[str, boo
             tuple(least_cost([Candidate(*run, each) for run in found], has_choice) for found in shared)
             for each in (Costs(), costs)
         )
-        made.append(Oracle(kind, *names, tokens, steps, least))
+        made.append(Oracle(kind, *names, prompts, tokens, steps, least))
     return made if shared else []

@@ -8,6 +8,7 @@ count, follows in one pass over the text, without sampling. Where the law is cer
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from .cuts import Cut, Setting, cut
@@ -24,6 +25,10 @@ class Costs:
 
     draft: float = 0.0  # a pass of the drafter
     node: float = 0.0  # a further row of the target pass
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.draft < inf and 0 <= self.node < inf):
+            raise ValueError(f"expected finite costs of at least 0, got {self.draft} and {self.node}; correct them")
 
     def of(self, cut: Cut, drafter: str) -> float:
         """The cost of a round that drafts this.

@@ -23,8 +23,8 @@ Rows are ordered by request, turn, position, node. A draft of node 0 alone is th
 a prompt. Behind a drawn node that is not of the text (behind its end) nothing is to be concluded.
 
 The file's metadata holds under `specdec.trace` a JSON object with "kind": "trace", "version", and how the trace was
-made (`tracing.trace_arm`), and whatever `write_trace` was given beside it: "arm", "label", and "prompts", a JSON list
-of ids.
+made (`tracing.trace_arm`), and whatever `write_trace` was given beside it: "arm", "label", "cell", and "prompts", a
+JSON list of ids.
 """
 
 import json
@@ -151,6 +151,10 @@ def _header(path: Path, table: Any) -> dict[str, Any]:
         _refuse(
             path, f"a trace of version {header.get('version')}", f"read it with the release that wrote it; {VERSION=}"
         )
+    settings = header.get("settings", {})
+    sizes = ("num_speculative_tokens", "num_tree_nodes")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), int | None) for name in sizes):
+        _refuse(path, "a header with settings that are none", "trace it again")
     return {**about, **header}
 
 

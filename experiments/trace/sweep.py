@@ -69,7 +69,7 @@ def rule_of(trace: Trace) -> str:
 
 
 def read_traces(paths: Sequence[Path]) -> list[Trace]:
-    """The traces in these files and folders, `trace/*.parquet` of a folder of `specdec bench` included.
+    """The traces in these files and folders, `trace/*.parquet` of a folder of `specdec bench` included, each once.
 
     Raises:
         ValueError: there is none, or one cannot be read; names it.
@@ -82,7 +82,7 @@ def read_traces(paths: Sequence[Path]) -> list[Trace]:
                 f"expected traces in {str(path)!r}, got no parquet file; run `specdec bench --trace` first"
             )
         files += inside
-    return [read_trace(file) for file in files]
+    return [read_trace(file) for file in {file.resolve(): file for file in files}.values()]
 
 
 def sweep(traces: Sequence[Trace], questions: Questions, on_row: OnRow) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def sweep(traces: Sequence[Trace], questions: Questions, on_row: OnRow) -> dict[
         try:
             rows.append(row_of(arm, setting, rule, questions.costs))
         except ValueError as error:
-            warnings.append(f"{arm.label}: {error}")
+            warnings.append(f"not replayed: {arm.label}: {error}")
     warnings += [
         f"{arm.label}: the target says something else at {count} places of the texts that were given to trace: rounding"
         for arm in arms
@@ -134,10 +134,11 @@ def row_of(trace: Trace, setting: Setting, rule: str, costs: Costs) -> dict[str,
     return {
         "arm": trace.arm,
         "label": trace.label,
+        "cell": trace.cell,
         "drafter": header.get("drafter_name"),
         "verifier": rule,
         **_settled(header, setting),
-        **_figures(found),
+        **_figures(found, [text.prompt for text in trace.texts]),
         "survival": [asdict(bounds) for bounds in analytic_acceptance(trace, setting, rule)],
         "is_exact": is_same,
         "exactness": sense if is_same else "approximation",
@@ -145,12 +146,12 @@ def row_of(trace: Trace, setting: Setting, rule: str, costs: Costs) -> dict[str,
     }
 
 
-def _figures(found: Sequence[Totals]) -> dict[str, Any]:
+def _figures(found: Sequence[Totals], prompts: Sequence[str]) -> dict[str, Any]:
     names = "num_tokens", "num_steps", "num_accepted", "num_drafted", "num_nodes", "cost"
     tokens, steps, accepted, drafted, nodes, cost = (sum(getattr(sums, name) for sums in found) for name in names)
     counts = sorted({count for sums in found for count in sums.accepted})
     return {
-        **_interval([(sums.num_tokens, sums.num_steps) for sums in found]),
+        **_interval(prompts, [(sums.num_tokens, sums.num_steps) for sums in found]),
         "accepted_per_step": accepted / steps,
         "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
         "nodes_per_step": nodes / steps,
@@ -180,9 +181,13 @@ def _settled(header: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
     return {name: traced.get(name) if value is None else value for name, value in asdict(setting).items()}
 
 
-def _interval(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Tokens per step of (tokens, steps) per text: as a speed-up over one token per step."""
-    ratio = speedup(Pairs.of(pairs), Pairs.of([(1.0, 1.0)] * len(pairs)))
+def _interval(prompts: Sequence[str], pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Tokens per step of (tokens, steps) per text, as a speed-up over one token per step; turns are drawn together."""
+    sums: dict[str, tuple[float, float]] = {}
+    for prompt, (tokens, steps) in zip(prompts, pairs, strict=True):
+        before = sums.get(prompt, (0.0, 0.0))
+        sums[prompt] = before[0] + tokens, before[1] + steps
+    ratio = speedup(Pairs.of(sums.values()), Pairs.of([(1.0, 1.0)] * len(sums)))
     return {"tokens_per_step": ratio.ratio, "low": ratio.low, "high": ratio.high}
 
 
@@ -191,7 +196,7 @@ def _oracle_row(oracle: Oracle) -> dict[str, Any]:
         "oracle": oracle.name,
         "arms": list(oracle.arms),
         "labels": list(oracle.labels),
-        **_interval(list(zip(oracle.tokens, oracle.steps, strict=True))),
+        **_interval(oracle.prompts, list(zip(oracle.tokens, oracle.steps, strict=True))),
         "tokens_per_cost": sum(oracle.tokens) / sum(oracle.costs),
         "num_texts": len(oracle.tokens),
         "is_upper_bound": True,

@@ -96,6 +96,11 @@ class Trace:
         return str(self.header.get("label", self.header.get("drafter_name", self.path.stem)))
 
     @property
+    def cell(self) -> str:
+        """What it shares with the arms it can be held against; empty if it is of no sweep."""
+        return str(self.header.get("cell", ""))
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(text.tokens) for text in self.texts)
 

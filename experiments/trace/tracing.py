@@ -45,9 +45,8 @@ class Tracing:
     """How texts are made and what is kept of them."""
 
     generate: Mapping[str, Any] = field(default_factory=dict)  # options of `specdec.generate`: max_new_tokens, ...
-    seeds: int | Sequence[int] = (
-        0  # one per prompt, as in `Speculation.seeds`; of one number those of its rows are made
-    )
+    # One per prompt, as in `Speculation.seeds`; of one number those of its rows are made.
+    seeds: int | Sequence[int] = 0
     top_m: int = 16  # likeliest tokens of p and q that are kept; the vocabulary's size keeps all
     places: Sequence[tuple[int, int]] | None = None  # request and turn of each prompt; None counts requests
     on_text: OnText | None = None
@@ -80,12 +79,7 @@ class Forced:
 
 
 class ForcedDrafter:
-    """A drafter whose draws are the tokens of a text.
-
-    Args:
-        drafter: whose proposals are wanted.
-        tokens: of the text, prompt included.
-    """
+    """A drafter whose draws are the tokens of a text, prompt included."""
 
     def __init__(self, drafter: Drafter, tokens: Sequence[int]) -> None:
         self._drafter, self._tokens = drafter, tokens
@@ -165,11 +159,8 @@ class Recorder:
                 self._add(name, [None] * len(kept))
             return
         best = probs.topk(min(self._top_m, probs.shape[-1]))
-        left = (
-            (1 - best.values.sum(-1)).clamp_min(0)
-            if self._top_m < probs.shape[-1]
-            else best.values.new_zeros(len(kept))
-        )
+        is_cut = self._top_m < probs.shape[-1]
+        left = (1 - best.values.sum(-1)).clamp_min(0) if is_cut else best.values.new_zeros(len(kept))
         for name, values in zip(names, (best.indices, best.values, left), strict=True):
             self._add(name, [value if is_kept else None for value, is_kept in zip(values.tolist(), kept, strict=True)])
 

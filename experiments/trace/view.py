@@ -4,7 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from ..figures.verdicts import how_many
 
 SENSES = {"path": "exact", "law": "in law", "approximation": "approximate"}
 
@@ -22,7 +25,8 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     """What is to be known beside the figures, one line each."""
     sizes = [(each["num_bytes"], each["num_tokens"]) for each in result["traces"]]
     num_bytes, num_tokens = (sum(part) for part in zip(*sizes, strict=True))
-    yield f"{len(sizes)} traces, {num_bytes:,} bytes, {num_bytes / max(num_tokens, 1):.0f} per token of text"
+    per_token = num_bytes / max(num_tokens, 1)
+    yield f"{how_many(len(sizes), 'trace')}, {num_bytes:,} bytes, {per_token:.0f} per token of text"
     gaps = [bounds["high"] - bounds["low"] for row in result["rows"] for bounds in row["survival"]]
     if gaps and max(gaps) > 1e-6:
         top_m = min(each["top_m"] for each in result["traces"])
@@ -35,19 +39,22 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     if any(row["exactness"] == "law" for row in result["rows"]):
         yield "in law: the expectation over the drafts and the rule's draws, given the texts."
     for warning in result["warnings"]:
-        yield f"not replayed: {warning}"
+        yield f"warning: {warning}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     has_costs = any(abs(row["tokens_per_cost"] - row["tokens_per_step"]) > 1e-9 for row in rows)
     columns = ["drafter", "rule", "setting", "tokens per step", "95 %", "accepted", "nodes per step"]
     table = Table(*columns, *(["per cost"] if has_costs else []), "", title=title)
+    table.columns[0].overflow = "fold"
+    several = len({row["cell"] for row in rows}) > 1
     table.columns[1].no_wrap = table.columns[-1].no_wrap = True
     for row in rows:
         rate = f"{100 * row['draft_acceptance_rate']:.0f} %"
         figures = [f"{row['tokens_per_step']:.3f}", _interval(row), rate, f"{row['nodes_per_step']:.1f}"]
         figures += [f"{row['tokens_per_cost']:.3f}"] if has_costs else []
-        table.add_row(row["label"], row["verifier"], _setting(row), *figures, SENSES[row["exactness"]])
+        label = f"{row['label']}, {row['cell']}" if several else row["label"]
+        table.add_row(escape(label), row["verifier"], _setting(row), *figures, SENSES[row["exactness"]])
     return table
 
 

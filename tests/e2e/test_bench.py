@@ -202,7 +202,7 @@ def test_changed_prompts_are_another_sweep(bench, tmp_path, folders):
 def test_dry_run_prints_plan_and_time_and_writes_nothing(bench, specdec, tmp_path):
     finished = specdec(f"{BENCH} --out {tmp_path}/out --dry-run --drafter ngram --num-speculative-tokens 2,3")
     assert finished.exit_code == 0, finished.output
-    assert "3 arms in 1 cells, 3 prompts, 1 repeats: 9 runs" in finished.stdout
+    assert "3 arms in 1 cell, 3 prompts, 1 repeat: 9 runs" in finished.stdout
     assert "9 runs to do, about" in finished.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -221,6 +221,7 @@ MISTAKES = {
     "no such file": ("nowhere.toml", "there is no such file"),
     "no number": ("--temperature hot", "a number from 0 to 100 for temperature, got 'hot'"),
     "unknown category": ("--category novel", "expected categories of story, code, got 'novel'"),
+    "too many threads": ("--threads 1000000", "threads on this machine, got 1000000"),
     "too long": ("--max-new-tokens 500", "within the context of 128"),
     "nothing left": ("--drafter replay", "expected at least one drafter that can be measured"),
 }
@@ -231,6 +232,21 @@ def test_a_mistake_is_one_line(bench, tmp_path, line, message):
     finished = bench(line, code=1)
     assert message in finished.stderr and len(finished.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("method = 'draft_model', model = 3", "expected a string for model, got 3"),
+        ("method = 'draft_model', confidence_threshold = 'x'", "expected options of a drafter, got"),
+        ("method = 'ngram', prompt_lookup_max = 'a'", "expected options of a drafter, got"),
+        ("method = 'transformers', foo = 1", "expected a known option of transformers, got 'foo'"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line(bench, tmp_path, table, message):
+    (tmp_path / "s.toml").write_text(f"drafter = [{{{table}}}]")
+    finished = bench(str(tmp_path / "s.toml"), code=1)
+    assert message in finished.stderr and len(finished.stderr.strip().splitlines()) == 1
 
 
 def test_models_are_left_as_they_are_found(bench, monkeypatch):

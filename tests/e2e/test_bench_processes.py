@@ -64,7 +64,7 @@ def test_two_processes_give_what_one_gives(specdec, words, tmp_path):
         "--dynamo_backend no --main_process_port 0 -m specdec"  # on a machine without GPUs it starts two on the CPU
     )
     printed = started(*launch.split(), *options.split(), *words, "--out", tmp_path / "two")
-    assert printed.count("3 arms in 1 cells, 3 prompts, 2 repeats: 18 runs") == 1
+    assert printed.count("3 arms in 1 cell, 3 prompts, 2 repeats: 18 runs") == 1
     files = sorted(path.name for path in (tmp_path / "two").glob("records-*.jsonl"))
     assert files == ["records-0.jsonl", "records-1.jsonl"]
     assert all((tmp_path / "two" / name).stat().st_size for name in files)

@@ -54,7 +54,7 @@ def test_compare_writes_every_figure(specdec, tmp_path):
 
 def test_compare_runs_first_turns_of_chosen_categories_and_says_so(specdec, tmp_path):
     (tmp_path / "talks.csv").write_text('category,turns\na,"[""The dog"", ""was""]"\nb,"[""Once""]"\na,"[""f(x)""]"\n')
-    line = f"compare --target @target --prompts {tmp_path}/talks.csv --categories a --num-prompts 1 --methods ngram"
+    line = f"compare --target @target --prompts {tmp_path}/talks.csv --category a --num-prompts 1 --methods ngram"
     finished = specdec(f"{line} --max-new-tokens 4 --repeats 1 --json {tmp_path}/c.json")
     assert result_of(finished, tmp_path / "c.json")["settings"]["prompts"] == ["talks-1"]
     assert "Of 1 prompts with several turns the first turn was run, not the others." in finished.stdout

@@ -34,7 +34,7 @@ MISTAKES = {
     "wrong dtype": (f"{COMPARE} --dtype bf16", 1, "expected a dtype of bfloat16, float16"),
     "wrong device": (f"{COMPARE} --device gpu:0", 1, "got 'gpu:0'; try cpu"),
     "no such target": ("compare --target @nowhere", 1, "there is no such folder"),
-    "no such category": (f"{COMPARE} --categories story,poem", 1, "expected categories of story, code, got 'poem'"),
+    "no such category": (f"{COMPARE} --category story,poem", 1, "expected categories of story, code, got 'poem'"),
     "no such prompts": (f"compare {PAIR} --prompts @nowhere.jsonl", 1, "pass --prompts FILE"),
     "no such head": ("compare --target @target --head @nowhere --prompts @prompts.jsonl", 1, "there is no such folder"),
     "no head": ("compare --target @target --head @draft --prompts @prompts.jsonl", 1, "expected a head in"),

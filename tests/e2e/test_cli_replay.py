@@ -48,6 +48,8 @@ def test_files_are_found_where_bench_leaves_them(run, folder):
     assert done.exit_code == 0, done.output
     rows = json.loads((folder / "out.json").read_text())["rows"]
     assert [row["num_steps"] for row in rows] == pytest.approx([2.0, 1.5, 2.0, 1.5])  # min(1, q / p) = 0.5
+    assert run("replay specdec-bench specdec-bench/trace --json twice.json").exit_code == 0
+    assert "1 trace, " in run("replay specdec-bench specdec-bench/trace").output, "a file that is named twice is one"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,8 @@ def test_files_are_found_where_bench_leaves_them(run, folder):
         ("replay broken.parquet", "expected a trace in 'broken.parquet', got no parquet file that can be read"),
         ("replay --num-tree-nodes two", "expected numbers with commas between them for --num-tree-nodes"),
         ("replay --budget -1", "expected budget of at least 0"),
+        ("replay --confidence-threshold nan", "expected confidence_threshold of at least 0"),
+        ("replay --draft-cost inf", "expected finite costs of at least 0, got inf"),
         ("replay --verifier best", "expected --verifier of greedy"),
         ("replay --json nowhere/out.json", "expected a file in a folder that exists"),
     ],

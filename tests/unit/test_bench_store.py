@@ -9,6 +9,7 @@ import pytest
 
 from specdec.experiments.bench.store import HEADER, RecordFile, opened, read_header, read_records, sealed
 
+HEAD = {"kind": "bench", "version": 1, "settings": {}, "prompts": [], "environment": {}}
 ARMS = [{"id": "base", "baseline": "base"}, {"id": "fast", "baseline": "base"}]
 
 
@@ -20,7 +21,7 @@ def record(arm, group=0, repeat=0, process="p1", seconds=1.5):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / HEADER).write_text(json.dumps({"kind": "bench", "version": 1, "arms": ARMS}))
+    (tmp_path / HEADER).write_text(json.dumps({**HEAD, "arms": ARMS}))
     return tmp_path
 
 
@@ -99,6 +100,10 @@ def test_a_run_that_lost_its_baseline_gives_way_to_the_one_that_was_repeated(fol
         ("[]", "another value"),
         ('{"kind": "profile", "version": 1, "arms": []}', "got {'kind': 'profile', 'version': 1}"),
         ('{"kind": "bench", "version": 2, "arms": []}', "'version': 2"),
+        (json.dumps({**HEAD, "arms": [1]}), "got another 'arms'"),
+        (json.dumps({**HEAD, "arms": [{}]}), "got another 'arms'"),
+        (json.dumps({**HEAD, "arms": [], "environment": 3}), "got another 'environment'"),
+        ('{"kind": "bench", "version": 1, "arms": []}', "got another 'settings'"),
     ],
 )
 def test_a_folder_without_our_header_is_refused(tmp_path, content, message):

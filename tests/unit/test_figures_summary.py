@@ -69,7 +69,7 @@ def test_warnings():
         "toy float32 greedy batch 1: draft_model a: ran on 1 of 2 prompts",
         "toy float32 greedy batch 1: draft_model a: no run has a baseline of the same group, repeat and process",
         "toy float32 greedy batch 1: draft_model a: degenerate texts on 1 of 1 prompts",
-        "1 texts differ from the baseline's and are no ties, first p0 at token 3, margin 2, resolution 0.01",
+        "1 text other than the baseline's and no ties, first p0 at token 3, margin 2, resolution 0.01",
         "toy float32 greedy batch 1: draft_model b: 1 of 2 groups have no baseline of the same process",
     ):
         assert expected in warnings

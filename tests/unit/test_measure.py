@@ -5,8 +5,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.experiments.contenders import Contender
-from specdec.experiments.differences import first_difference
+from specdec.experiments.differences import Choosing, first_difference
 from specdec.experiments.measure import measure, turns
+from specdec.generation import generate
+from specdec.noise import PhiloxNoise
 
 PROMPT = torch.tensor([[3, 4, 5]])
 
@@ -98,3 +100,38 @@ def test_equal_logits_are_a_tie(model):
     with torch.no_grad():
         twin.lm_head.weight[other] = twin.lm_head.weight[best]
     assert first_difference(twin, "p", PROMPT, [best], [other]).is_tie
+
+
+def test_where_noise_chooses_the_margin_is_that_of_the_race(model):
+    """The two largest logits may be far apart where two other tokens tie."""
+    options = {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.3, "max_new_tokens": 6, "pad_token_id": 0}
+    text = generate(model, PROMPT, seed=[11], **options)[0, 3:].tolist()
+    for position in range(6):
+        prefix = torch.tensor([[*PROMPT[0].tolist(), *text[:position]]])
+        logits = model(prefix).logits[0, -1].detach()
+        seen = prefix[0].unique()
+        scores = logits.clone()
+        scores[seen] = torch.where(logits[seen] < 0, logits[seen] * 1.3, logits[seen] / 1.3)
+        race = PhiloxNoise(11)._gumbels(logits[None], [prefix.shape[1]])[0] + scores / 0.5
+        first, second = race.topk(2).indices.tolist()
+        assert first == text[position]
+        found = first_difference(model, "p", PROMPT, text, [*text[:position], second], Choosing(options, 11))
+        if not {first, second} & set(seen.tolist()):  # of a penalised logit a rise counts otherwise
+            assert found.margin == pytest.approx(0.5 * float(race[first] - race[second]), abs=1e-4)
+        assert found.margin > 0 and found.position == position
+
+
+def test_a_token_at_the_edge_of_the_nucleus_is_near(model):
+    """Whether it is in is a matter of rounding, however far its logit is from the largest."""
+    logits = model(PROMPT).logits[0, -1].detach()
+    probs, order = logits.softmax(-1).sort(descending=True)
+    options = {"do_sample": True, "max_new_tokens": 1, "pad_token_id": 0}
+    narrow, wide = ({**options, "top_p": float(probs[:2].sum()) + by} for by in (-1e-6, 1e-6))  # without and with it
+    pairs = (
+        (seed, [generate(model, PROMPT, seed=[seed], **each)[0, 3].item() for each in (narrow, wide)])
+        for seed in range(50)
+    )
+    seed, (without, edge) = next((seed, pair) for seed, pair in pairs if pair[0] != pair[1])
+    assert edge == order[2]
+    found = first_difference(model, "p", PROMPT, [without], [edge], Choosing(narrow, seed))
+    assert 0 < 10 * found.margin < float(logits[order[0]] - logits[edge])

@@ -94,6 +94,11 @@ def test_foreign_files_are_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata(about), path)
     with pytest.raises(ValueError, match="a trace of version 99"):
         read_trace(path)
+    for settings in (5, {"num_speculative_tokens": "many"}):
+        about = {b"specdec.trace": json.dumps({"kind": "trace", "version": 1, "settings": settings}).encode()}
+        pq.write_table(table.replace_schema_metadata(about), path)
+        with pytest.raises(ValueError, match="settings that are none"):
+            read_trace(path)
     pq.write_table(table.drop_columns(["p_tail"]), path)
     with pytest.raises(ValueError, match="column 'p_tail' of type None"):
         read_trace(path)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,20 @@ def test_oracles_of_laws_bound_every_length():
             assert best.steps[0] <= totals(run, Costs(), "draft_model").num_steps + 1e-12
     both = oracles([(trace, "block"), (table_trace(2, drafter="other")[3], "rejection")], Costs())
     assert [oracle.name for oracle in both][2] == DRAFTER
+    elsewhere = replace(trace, header={**trace.header, "cell": "batch 2"})
+    assert len(oracles([(trace, "block"), (elsewhere, "block")], Costs())) == 2, "arms of two cells do not compete"
     assert oracles([(trace, "block"), (table_trace(2, seed=3)[3], "block")], Costs())[-1].name == LENGTH, "other texts"
+
+
+def test_the_turns_of_a_prompt_are_drawn_together():
+    """Four texts of two prompts are two draws: too few for an interval; of four prompts they are four."""
+    _, _, _, trace = table_trace(2)
+    (text,) = trace.texts
+    for names, is_told in (("aabb", False), ("abcd", True)):
+        texts = tuple(replace(text, prompt=name, turn=turn) for turn, name in enumerate(names))
+        result = sweep([replace(trace, texts=texts)], Questions(), lambda *_: None)
+        told = [each["low"] is not None for each in (*result["rows"], *result["oracles"])]
+        assert told == [is_told] * len(told) and result["rows"][0]["num_texts"] == 4
 
 
 def test_a_sweep_answers_what_it_can_and_says_what_not():
@@ -241,7 +255,8 @@ def test_a_sweep_answers_what_it_can_and_says_what_not():
     assert steps["block", 2] <= steps["rejection", 2] + 1e-12, "it accepts more given every text"
     assert all(row["is_exact"] and row["exactness"] == "law" for row in result["rows"])
     assert result["warnings"] == [
-        "draft_model: expected a greedy trace for the rule 'greedy', got a sampled one; use 'sample_and_match'"
+        "not replayed: draft_model: expected a greedy trace for the rule 'greedy', got a sampled one; use "
+        "'sample_and_match'"
     ]
     with pytest.raises(ValueError, match="expected --verifier of greedy"):
         sweep([trace], Questions(verifiers=["best"]), lambda *_: None)
