@@ -93,7 +93,7 @@ def import_results(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _read(path: Path) -> Iterable[Found]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"expected a file to import, got {str(path)!r}: {error.strerror}; pass another") from error
     for known in FORMATS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from .interop_figures import Figures, Found, value
+from .interop_figures import DEEPEST, Figures, Found, value
 
 Samples: TypeAlias = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]  # name -> labels and number of each
 SAMPLE = re.compile(r"(?P<name>[a-zA-Z_:][\w:]*)(\{(?P<labels>.*)\})?\s+(?P<value>\S+)(\s+-?\d+)?")
@@ -147,7 +147,7 @@ def _sample(line: str) -> tuple[str, dict[str, str], float] | None:
         return None
     return (
         None
-        if found is None or math.isnan(number)
+        if found is None or not math.isfinite(number)
         else (found["name"], dict(LABEL.findall(found["labels"] or "")), number)
     )
 
@@ -161,8 +161,9 @@ def _vllm(samples: Samples) -> Figures | None:
         return None
     reached: dict[int, float] = defaultdict(float)
     for labels, number in samples.get("vllm:spec_decode_num_accepted_tokens_per_pos", ()):
-        if labels.get("position", "").isdecimal():
-            reached[int(labels["position"])] += number
+        position = labels.get("position", "")
+        if position.isdecimal() and len(position) < 5 and int(position) < DEEPEST:
+            reached[int(position)] += number
     return {
         "num_tokens": _tokens(samples, "vllm:generation_tokens"),
         "num_drafted": int(drafted),
@@ -208,11 +209,14 @@ def _times(samples: Samples, prefix: str) -> Figures:
 
 def _window(line: str) -> Window | None:
     length = _number("Mean acceptance length", line)
-    accepted, drafted = (re.search(rf"{name}: (\d+) tokens", line) for name in ("Accepted", "Drafted"))
+    accepted, drafted = (re.search(rf"{name}: (\d{{1,12}}) tokens", line) for name in ("Accepted", "Drafted"))
     listed = re.search(r"Per-position acceptance rate: \[?((?:[\d.]+,? ?)+)", line)
     if length is None or accepted is None or drafted is None or listed is None or not int(drafted[1]):
         return None
-    rates = tuple(float(rate) for rate in listed[1].replace(",", " ").split())
+    try:
+        rates = tuple(float(rate) for rate in listed[1].replace(",", " ").split())
+    except ValueError:
+        return None
     return Window(
         _num_drafts(int(accepted[1]), int(drafted[1]), length, len(rates)), int(accepted[1]), int(drafted[1]), rates
     )
@@ -226,7 +230,7 @@ def _num_drafts(accepted: int, drafted: int, length: float, depth: int) -> float
 
 
 def _number(name: str, line: str) -> float | None:
-    found = re.search(rf"{re.escape(name)}: (\d+(?:\.\d+)?)", line)
+    found = re.search(rf"{re.escape(name)}: (\d{{1,12}}(?:\.\d+)?)(?![\d.])", line)
     return float(found[1]) if found else None
 
 

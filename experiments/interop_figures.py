@@ -9,6 +9,8 @@ import numpy as np
 from .figures.estimates import solve
 
 Figures = dict[str, Any]
+MOST = 1 << 40  # of anything counted: more are damage, and may fit no float
+DEEPEST = 1024  # no draft is longer: a number above it is damage, and not a list to be made
 NAMES = (
     "num_prompts num_requests num_runs num_tokens num_steps num_steps_without_draft num_drafted num_accepted num_nodes "
     "num_wasted tokens_per_step mean_acceptance_length accepted_per_step draft_acceptance_rate node_acceptance_rate "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .interop_figures import Figures, Found, at_positions, estimate, value
+from .interop_figures import DEEPEST, MOST, Figures, Found, at_positions, estimate, value
 
 Histogram = dict[int, int]  # accepted tokens -> steps
 
@@ -45,7 +45,7 @@ def read_requests(text: str, path: Path) -> list[Found]:
         for block in _blocks(document):
             try:
                 requests.append(_vllm(block) if "num_spec_steps" in block else _sglang(block))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 skipped += 1
         if isinstance(document, Mapping) and isinstance(document.get("model"), str):
             models.add(document["model"])
@@ -63,14 +63,14 @@ def _documents(text: str) -> Iterator[Any]:
     try:
         yield json.loads(text)
         return
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     for line in text.split("\n"):
         line = line.strip().removeprefix("data:").strip()
         if line and line != "[DONE]":
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield None
 
 
@@ -100,9 +100,9 @@ def _vllm(block: Mapping[str, Any]) -> Counts:
     if block.get("per_step_accepted") is not None:
         by_length = {}
         for number, depth in zip(block["per_step_accepted"], block["per_step_drafted"], strict=True):
-            own = by_length.setdefault(_count(depth), {})
+            own = by_length.setdefault(_count(depth, DEEPEST), {})
             own[_count(number)] = own.get(number, 0) + 1
-    longest = _count(block.get("num_spec_tokens") or max(histogram))
+    longest = max(_count(depth, DEEPEST) for depth in (block.get("num_spec_tokens") or 0, *histogram))
     return Counts("vllm", steps, steps + accepted, accepted, drafted, histogram, by_length, longest)
 
 
@@ -110,8 +110,8 @@ def _sglang(block: Mapping[str, Any]) -> Counts:
     return Counts("sglang", _count(block["spec_verify_ct"]), _count(block["completion_tokens"]))
 
 
-def _count(number: Any) -> int:
-    if not isinstance(number, int) or number < 0:
+def _count(number: Any, most: int = MOST) -> int:
+    if not isinstance(number, int) or not 0 <= number <= most:
         raise ValueError("no count")
     return number
 

@@ -12,6 +12,7 @@ HUB = "hub:"
 # hub:org/name, then :split or :config/split, then how many rows, as datasets writes it: hub:org/name:main/test[:100]
 HUB_SOURCE = re.compile(r"hub:(?P<name>[^:]+)(:((?P<config>[^/\[]+)/)?(?P<split>[^/\[]+)(\[:(?P<count>\d+)\])?)?")
 USUAL_SPLIT = "test"  # of the splits of a dataset, if nobody chooses
+LISTS = ("turns", "conversations", "messages", "test_list")  # columns of a CSV file that hold nothing but JSON lists
 
 Row: TypeAlias = Mapping[str, Any]
 Placed: TypeAlias = tuple[str, Row]  # where the row stands, for messages, and its fields
@@ -21,7 +22,8 @@ def rows_of(source: str | Path) -> Iterator[Placed]:
     """Every row of a source, with the place where it stands.
 
     JSON lines and JSON hold one object each, or one list of objects. Parquet and CSV hold one row each; a CSV cell that
-    begins with [ is read as a JSON list. A line of text is a row with the one field `text`; empty lines are none.
+    holds a JSON list of texts or objects is read as that. A line of text is a row with the one field `text`; empty
+    lines are none.
 
     Args:
         source: a .jsonl, .json, .parquet, .csv or .txt file, or `hub:org/name[:[config/]split]`, where `[:100]` behind
@@ -74,7 +76,7 @@ def _json(path: Path) -> Iterator[Placed]:
     text = path.read_text(encoding="utf-8-sig")
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not str(error).startswith("Extra data"):
             raise ValueError(f"expected JSON, got {error} in {str(path)!r}; correct the file") from error
         yield from _json_lines(path)  # of one object per line, called .json
@@ -89,19 +91,41 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"expected a Parquet file, got {str(path)!r}: {error}; pass another --prompts") from error
+    except (pyarrow.ArrowException, OSError) as error:  # damage within a file is reported as the latter
+        message = " ".join(str(error).split())
+        raise ValueError(f"expected a Parquet file, got {str(path)!r}: {message}; pass another --prompts") from error
     for number, row in enumerate(table.to_pylist(), 1):
         yield f"{path}, row {number}", row
 
 
 def _csv(path: Path) -> Iterator[Placed]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
-            where = f"{path}, row {number}"
-            if None in row or None in row.values():
-                raise ValueError(f"expected as many cells as the first line names, got others at {where}; quote commas")
-            yield where, {name: _parsed(cell, where) if cell[:1] == "[" else cell for name, cell in row.items()}
+        number, rows = 0, csv.DictReader(file)
+        try:
+            for number, row in enumerate(rows, 1):
+                where = f"{path}, row {number}"
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"expected a cell for each name of the first line, got others at {where}; quote commas"
+                    )
+                yield where, {name: _cell(name, cell, where) for name, cell in row.items()}
+        except csv.Error as error:
+            raise ValueError(
+                f"expected CSV, got {error} at {path}, row {number + 1}; use JSON lines instead"
+            ) from error
+
+
+def _cell(name: str, cell: str, where: str) -> Any:
+    """A list if it is one; a text may begin with a bracket, too, as prompts with [INST] do."""
+    if not cell.startswith("["):
+        return cell
+    try:
+        found = _parsed(cell, where)
+    except ValueError:
+        if name in LISTS:
+            raise
+        return cell
+    return found if name in LISTS or all(isinstance(each, str | Mapping) for each in found) else cell
 
 
 def _lines(path: Path) -> Iterator[Placed]:
@@ -122,7 +146,7 @@ READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected {{...}} in JSON, got {text[:60]!r} at {where}; {error}") from error
 
 

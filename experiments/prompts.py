@@ -91,7 +91,7 @@ def _prompt(row: Row, where: str, stem: str, number: int) -> Prompt:
         raise ValueError(f"expected turns that are texts, got {str(turns)[:60]} at {where}; make it a list of strings")
     if not turns or not all(turn.strip() for turn in turns):
         raise ValueError(f"expected some text in every turn, got an empty prompt at {where}; drop the row or fill it")
-    return Prompt(
+    found = Prompt(
         id=f"{stem}-{number}" if said.id is None else str(said.id),
         category=stem if said.category is None else str(said.category),
         turns=tuple(turns),
@@ -99,6 +99,15 @@ def _prompt(row: Row, where: str, stem: str, number: int) -> Prompt:
         source=None if said.source is None else str(said.source),
         system=None if said.system is None else str(said.system),
     )
+    try:
+        "".join(
+            (found.id, found.category, *found.turns, *found.reference, found.source or "", found.system or "")
+        ).encode()
+    except UnicodeEncodeError as error:  # JSON can name half of a character, which no tokenizer and no file takes
+        raise ValueError(
+            f"expected text, got {error.object[error.start]!r} at {where}, half of a character; drop it"
+        ) from error
+    return found
 
 
 def _texts(reference: object) -> tuple[str, ...]:

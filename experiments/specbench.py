@@ -6,12 +6,13 @@ each step. EAGLE's own files have no category and `idxs`, the number of the last
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .interop_figures import Figures, estimate
+from .interop_figures import MOST, Figures, estimate
 from .statistics import Totals, speedup
 
 BASELINE = "vanilla"  # as Spec-Bench calls plain decoding
@@ -40,10 +41,9 @@ class Answers:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every step brought one token."""
-        return all(
-            one.accept_lengths is not None and set(one.accept_lengths) <= {1} for one in self.by_question.values()
-        )
+        """Whether every step brought one token, as far as the file tells of steps."""
+        told = [one.accept_lengths for one in self.by_question.values()]
+        return any(told) and all(lengths is not None and set(lengths) <= {1} for lengths in told)
 
 
 def read_answers(text: str, path: Path) -> tuple[Answers, list[str]]:
@@ -70,7 +70,7 @@ def read_answers(text: str, path: Path) -> tuple[Answers, list[str]]:
             answer = _answer(record)
             labels.add(str(record["model_id"]))
             found[answer.question] = answer
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             skipped.append(number)
     if not found:
         raise ValueError(f"expected answers of Spec-Bench, got none in {str(path)!r}; pass another file")
@@ -103,11 +103,13 @@ def _answer(record: Mapping[str, Any]) -> Answer:
     turns = [str(turn) for turn in choice["turns"]]
     num_tokens, seconds = [int(n) for n in choice["new_tokens"]], [float(s) for s in choice["wall_time"]]
     lengths = choice.get("accept_lengths")
-    steps = choice["decoding_steps"] if "decoding_steps" in choice else [int(last) + 1 for last in choice["idxs"]]
+    given = choice["decoding_steps"] if "decoding_steps" in choice else [int(last) + 1 for last in choice["idxs"]]
+    steps = [int(n) for n in given]
+    counts = [*num_tokens, *steps, *map(int, lengths or ())]
     if not turns or not len(turns) == len(num_tokens) == len(seconds) == len(steps):
         raise ValueError("lists of different lengths")
-    if min(num_tokens) < 0 or not 0 < sum(seconds) < float("inf") or sum(steps) <= 0:
-        raise ValueError("counts or times below zero")
+    if not 0 <= min(counts) <= max(counts) <= MOST or not 0 < sum(seconds) < math.inf or not sum(steps):
+        raise ValueError("counts or times that cannot be")
     category = record.get("category")
     return Answer(
         str(record["question_id"]),
@@ -115,7 +117,7 @@ def _answer(record: Mapping[str, Any]) -> Answer:
         tuple(turns),
         tuple(num_tokens),
         tuple(seconds),
-        sum(map(int, steps)),
+        sum(steps),
         None if lengths is None else tuple(map(int, lengths)),
     )
 

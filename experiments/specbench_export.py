@@ -29,6 +29,23 @@ def export_answers(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     Raises:
         ValueError: there are no results, or none that Spec-Bench could have made: one prompt at a time, with events.
     """
+    if next((place for place in (out, *out.parents) if place.exists()), out).is_file():
+        raise ValueError(f"expected a folder to write to, got a file at {str(out)!r}; pass another --out")
+    try:
+        files, warnings = _export(folder, out)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"expected fields of a benchmark in {str(folder)!r}, got none that fit: {type(error).__name__} {error}; "
+            "pass a folder that is as `specdec bench` wrote it"
+        ) from error
+    if not files:
+        raise ValueError(
+            f"expected runs of one prompt at a time, got none in {str(folder)!r}; run `specdec bench` with batch size 1"
+        )
+    return files, warnings
+
+
+def _export(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
     header, (records, warnings) = read_header(folder), read_records(folder)
     prompts = {prompt["id"]: prompt["category"] for prompt in header["prompts"]}
     ids = _question_ids(list(prompts))
@@ -40,21 +57,18 @@ def export_answers(folder: Path, out: Path) -> tuple[list[Path], list[str]]:
         if problem is not None:
             warnings.append(f"{arm['label']}: left out, {problem}")
             continue
-        decode = decoders.setdefault(arm["target"], _decoder(arm["target"]))
+        if arm["target"] not in decoders:
+            decoders[arm["target"]] = _decoder(arm["target"])
         for repeat in sorted({record["repeat"] for record in own}):
             lines: dict[str, str] = {}
             for record in own:
                 if record["repeat"] == repeat:
-                    name, line = _answer(record, arm, prompts, ids, decode)
+                    name, line = _answer(record, arm, prompts, ids, decoders[arm["target"]])
                     lines.setdefault(name, line)  # a baseline may have run once per process
             path = out / f"run_{repeat + 1}" / f"{model_id(arm)}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, "".join(lines[name] for name in prompts if name in lines))
             files.append(path)
-    if not files:
-        raise ValueError(
-            f"expected runs of one prompt at a time, got none in {str(folder)!r}; run `specdec bench` with batch size 1"
-        )
     return files, warnings
 
 

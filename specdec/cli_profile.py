@@ -1,5 +1,6 @@
 """The commands that say what a target costs on this machine, and what follows for speculation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -76,15 +77,15 @@ def profile(
 ) -> None:
     """Measure what prompts, decoding, verification and drafts cost on this machine, beside what it could do."""
     check_writable(json_file)
-    check_writable(plot)
     check_plot(plot)
+    _check_alone(shape, {"--target": target, "--draft": draft, "--head": head})
     lists = {"--prompt-lengths": prompt_lengths, "--batch-sizes": batch_sizes, "--context-lengths": context_lengths}
     lists |= {"--widths": widths, "--draft-lengths": draft_lengths}
     prompts, batches, contexts, wide, lengths = (numbers_of(written, option) for option, written in lists.items())
     settings = Settings(batches, prompts, wide, contexts, lengths, tree_nodes or None, repeats)
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        models = _random(shape, target, dtype, device) if shape else load_models(target, draft, dtype, device, head)
+        models = load_models(target, draft, dtype, device, head) if shape is None else _random(shape, dtype, device)
         text = synthetic_text(models.target.config.vocab_size, SYNTHETIC_TOKENS) if shape else None
         found = run_profile(models, settings, models.is_on_gpu if graphs is None else graphs, advance, text)
     show_profile(found, console())
@@ -120,11 +121,12 @@ def plan(
     given = None if profile_file is None else read_result(profile_file, "profile")
     batches = None if batch_sizes is None else numbers_of(batch_sizes, "--batch-sizes")
     wanted = Wanted(batches, context_length, num_prompts, max_new_tokens, repeats, check)
+    runs = given is None or known is None or check
+    if not runs:
+        _check_unnamed({"--target": target, "--draft": draft, "--head": head, "--dtype": dtype, "--device": device})
     use_threads(threads)
     with quiet_transformers(), progress() as advance:
-        models = None
-        if given is None or known is None or check:
-            models = load_models(target, draft, dtype, device, head)
+        models = load_models(target, draft, dtype, device, head) if runs else None
         if given is None:
             assert models is not None, "loaded to be profiled"
             settings = Settings() if batches is None else Settings(batch_sizes=batches)
@@ -144,11 +146,26 @@ def _known(path: Path | None, rate: float | None) -> Acceptance | None:
     return None if path is None else read_acceptance(path)
 
 
-def _random(shape: str, target: str | None, dtype: str | None, device: str | None) -> Models:
-    """A model of random weights: it has no tokenizer and no drafter but n-grams."""
-    if shape not in (*SHAPES, TINY) or target is not None:
-        got = f"{shape!r}" if target is None else "--target beside it"
+def _check_unnamed(options: Mapping[str, object]) -> None:
+    """Raises ValueError if a model is named that nothing would run."""
+    named = [name for name, given in options.items() if given is not None]
+    if named:
+        raise ValueError(
+            f"expected nothing of models where a profile and acceptance are given, got {named[0]}; drop it, or run "
+            "them with --check"
+        )
+
+
+def _check_alone(shape: str | None, others: Mapping[str, object]) -> None:
+    """Raises ValueError if there is no such shape, or a model is given beside it that nothing would run."""
+    beside = [name for name, given in others.items() if given is not None]
+    if shape is not None and (shape not in (*SHAPES, TINY) or beside):
+        got = f"{beside[0]} beside it" if beside else repr(shape)
         raise ValueError(f"expected --shape {', '.join((*SHAPES, TINY))} alone, got {got}; pick one of them")
+
+
+def _random(shape: str, dtype: str | None, device: str | None) -> Models:
+    """A model of random weights: it has no tokenizer and no drafter but n-grams."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}; pick one of them")
     model = random_model(shape, device_of(device))

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import quiet_transformers
+from .cli_options import console, quiet_transformers
+from .experiments.figures.view import print_comparison
+from .experiments.report.comparison_section import comparisons
 from .experiments.report.page import build_page
 from .experiments.report.sources import read_sources
 from .experiments.results_file import check_writable, write_text
@@ -33,7 +35,12 @@ def report(
             f"expected --out FILE beside the results, got {str(out)!r}, which is one of them; pass another"
         )
     with quiet_transformers():
-        page, left_out = build_page(*read_sources(chosen))
+        sources, skipped = read_sources(chosen)
+        compared, incomparable = comparisons(sources)
+        page, left_out = build_page([*sources, *compared], [*skipped, *incomparable])
+    for source in compared:
+        typer.echo(f"{source.path}:")
+        print_comparison(source.value, console())
     for each in left_out:
         typer.echo(f"skipped: {each.path}: {each.reason}", err=True)
     write_text(out, page)

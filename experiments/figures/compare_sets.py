@@ -11,6 +11,7 @@ from .columns import Run, steps_of
 from .matching import Match, differing, matched, shared_prompts
 from .runs import by_arm, counted, num_tokens, pairs, requests_of, timed
 
+KIND = "bench-comparison"
 # Two environments whose times can be held against each other agree in these.
 SAME_MACHINE = ("platform", "cpu", "num_threads", "devices")
 MEASURES: dict[str, Measure] = {
@@ -41,7 +42,7 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
 def compare_sets(
     header_a: Mapping[str, Any], records_a: Sequence[Run], header_b: Mapping[str, Any], records_b: Sequence[Run]
 ) -> dict[str, Any]:
-    """What set b does differently from set a: `compare`, version 1.
+    """What set b does differently from set a: `bench-comparison`, version 1.
 
     Returns:
         `is_comparable`: whether there is anything to compare; `are_times_comparable`: whether the machines are alike;
@@ -68,7 +69,7 @@ def compare_sets(
     for name in MEASURES:
         _correct([row["figures"][name] for row in rows if row["figures"][name] is not None])
     return {
-        "kind": "compare",
+        "kind": KIND,
         "version": 1,
         "environment": there,
         "environment_a": here,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+EXACT = 1e-9  # ratios that are so close to 1 are 1
 LEVEL = 0.05  # a difference with a larger corrected p-value may be chance
 MAX_NAMES = 4
 Arm = Mapping[str, Any]
@@ -94,6 +95,19 @@ def is_sure(over: Mapping[str, Any]) -> bool:
     """
     is_above = over["low"] is not None and over["low"] > 1
     return is_above and over["p_holm"] is not None and over["p_holm"] <= LEVEL
+
+
+def is_change(ratio: Mapping[str, Any]) -> bool:
+    """Whether a ratio is above or below 1 beyond chance: by its interval, and by the p-value over all arms.
+
+    Example:
+        >>> down = {"ratio": 0.8, "low": 0.7, "high": 0.9, "p_holm": 0.01}
+        >>> is_change(down), is_change(down | {"p_holm": 0.2}), is_change(down | {"high": 1.1})
+        (True, False, False)
+    """
+    if ratio["low"] is None or ratio["p_holm"] is None or abs(ratio["ratio"] - 1) <= EXACT:
+        return False
+    return bool(ratio["p_holm"] <= LEVEL and (ratio["low"] > 1 or ratio["high"] < 1))
 
 
 def _texts(arms: Sequence[Arm]) -> str:

@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .verdicts import how_many, interval_text, is_sure, name_of, same_text, verdicts
+from .verdicts import how_many, interval_text, is_change, name_of, same_text, verdicts
 
 HEADINGS = ("tokens/step", "accepted", "tokens/s", "speed-up", "TPOT ms", "draft", "same text")
 MAX_WARNINGS = 12
-EXACT = 1e-9
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -83,6 +82,4 @@ def _ratio(found: Mapping[str, Any] | None) -> str:
     text = interval_text(found["ratio"], found["low"], found["high"])
     if found["low"] is None:
         return text
-    is_other = abs(found["ratio"] - 1) > EXACT
-    sure = is_other and (is_sure(found) or is_sure({**found, "low": 1 / found["high"]}))
-    return f"[bold]{escape(text)} *[/bold]" if sure else escape(text)
+    return f"[bold]{escape(text)} *[/bold]" if is_change(found) else escape(text)

@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from ..bench.store import HEADER
+from ..bench.store import SUMMARY as SUMMARY_FILE
+from ..figures.summary import summarize_folder
 from .acceptance import Known
 from .cost import Yield
 from .drafters import Setting
@@ -15,12 +19,12 @@ CUTS = "tree_width", "confidence_threshold", "budget"  # of a replay, that a pla
 
 
 def read_result(path: Path, *kinds: str) -> dict[str, Any]:
-    """The value of a result file of one of these kinds; of a folder, its summary.json.
+    """The value of a result file of one of these kinds; of a folder, the summary that lies there.
 
     Raises:
         ValueError: it is missing, damaged, or another file.
     """
-    file = path / "summary.json" if path.is_dir() else path
+    file = path / SUMMARY_FILE if path.is_dir() else path
     wanted = " or ".join(kinds)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -43,8 +47,11 @@ def read_acceptance(path: Path) -> Known:
     Raises:
         ValueError: there is nothing of the kind in it.
     """
-    value = read_result(path, SUMMARY, REPLAY)
+    is_bench = (path / HEADER).exists()
+    value = {"kind": SUMMARY} if is_bench else read_result(path, SUMMARY, REPLAY)
     try:
+        if is_bench:  # made anew: a summary that lies there may be older than the last records
+            value = summarize_folder(path)
         known = _of_summary(value, path) if value["kind"] == SUMMARY else _of_replay(value, path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -58,7 +65,11 @@ def read_acceptance(path: Path) -> Known:
 
 def _of_summary(value: Mapping[str, Any], path: Path) -> Known:
     """Of the first cell of a sweep: acceptance does not depend on the batch, but on target, dtype and sampling."""
-    arms = [arm for arm in value["arms"] if _setting(arm) is not None and arm["overall"]["num_steps"]]
+    arms = [
+        arm
+        for arm in value["arms"]
+        if _setting(arm) is not None and (arm["overall"]["num_steps"] or 0) > arm["overall"]["num_requests"]
+    ]
     cells = list(dict.fromkeys(arm["cell"] for arm in arms))
     chosen = {setting: arm["overall"] for arm in arms if arm["cell"] == cells[0] and (setting := _setting(arm))}
     longest: dict[str, Setting] = {}
@@ -66,13 +77,16 @@ def _of_summary(value: Mapping[str, Any], path: Path) -> Known:
         if setting.num_tree_nodes is None:
             longest[setting.drafter] = max(setting, longest.get(setting.drafter, setting), key=lambda s: s.num_rows)
     yields = {setting: _yield(figures) for setting, figures in chosen.items()}
-    curves = {
-        name: [each["value"] for each in chosen[setting]["conditional_acceptance_at_pos"] if each["value"] is not None]
-        for name, setting in longest.items()
-    }
+    curves = {name: _curve(chosen[setting]) for name, setting in longest.items()}
     shares = {name: yields[setting].drafted_share for name, setting in longest.items()}
     where = f", {cells[0]}" + (f", the first of {len(cells)} cells" if len(cells) > 1 else "") if cells else ""
     return Known(f"{path}{where}", yields, curves, shares)
+
+
+def _curve(figures: Mapping[str, Any]) -> list[float]:
+    """Conditional acceptance by position, up to the first that no draft was accepted to."""
+    known = takewhile(lambda each: each and each["value"] is not None, figures["conditional_acceptance_at_pos"])
+    return [each["value"] for each in known]
 
 
 def _setting(arm: Mapping[str, Any]) -> Setting | None:
@@ -98,7 +112,8 @@ def _of_replay(value: Mapping[str, Any], path: Path) -> Known:
     yields: dict[Setting, Yield] = {}
     for row in sorted(value["rows"], key=lambda row: not row.get("is_exact", True)):
         name, length = str(row.get("label") or row["drafter"]).split()[0], row["num_speculative_tokens"]
-        if length and all(row.get(name) is None for name in CUTS):
+        has_drafts = length and row["num_steps"] > row["num_texts"]
+        if has_drafts and all(row.get(name) is None for name in CUTS):
             yields.setdefault(Setting(name, length, row.get("num_tree_nodes")), _replayed(row, length))
     return Known(str(path), yields)
 

@@ -16,6 +16,7 @@ from .running import decoding_laps, laps_of
 
 T = TypeVar("T")
 NUM_OTHERS = 2  # beside plain decoding and the best
+ROOM = 64  # tokens: for the rounds that do not count, and whole drafts in the last ones
 
 
 class Texts(NamedTuple):
@@ -91,18 +92,20 @@ def grouped(prompts: Sequence[T], batch: int) -> list[list[T]]:
 def timed(
     target: PagedModel, prompts: Sequence[Sequence[int]], num_tokens: int, drafter: Drafter | None
 ) -> tuple[float, int]:
-    """Seconds of rounds until each request has so many tokens on average, and the tokens.
+    """Seconds of rounds until each request has so many tokens on average, or one its context full, and the tokens.
 
     The rounds in which the target and the drafter read the prompts are left out.
     """
     spent, emitted = 0.0, 0
-    room = min(4 * num_tokens, target.max_positions - max(map(len, prompts)))
+    room = min(4 * num_tokens + ROOM, target.max_positions - max(map(len, prompts)))
     laps = decoding_laps(laps_of(target, prompts, room, drafter), len(prompts))
-    next(laps)  # in which the drafter reads the prompts
-    while emitted < num_tokens * len(prompts):
-        lap = next(laps)
+    for number, lap in enumerate(laps):
+        if number == 0:  # in which the drafter reads the prompts
+            continue
         spent += lap.seconds
         emitted += sum(len(step.tokens) for step in lap.event.steps)
+        if emitted >= num_tokens * len(prompts):
+            break
     laps.close()
     return spent, emitted
 

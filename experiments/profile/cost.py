@@ -18,6 +18,7 @@ from .drafters import Setting
 
 Grid = Mapping[tuple[int, int], Mapping[int, float]]  # (context, batch) -> width -> seconds
 PRECISION = 1e-9  # of an acceptance rate that is searched for
+NEGLIGIBLE = 1e-15  # a probability that changes no sum
 
 
 def expected_tokens(conditional: Sequence[float], num_tokens: int) -> float:
@@ -36,34 +37,47 @@ def expected_tokens(conditional: Sequence[float], num_tokens: int) -> float:
     return total
 
 
-def even_acceptance(tokens: float, num_tokens: int) -> float | None:
-    """The acceptance rate at which independent tokens of a draft this long yield E `tokens`; None if none does.
+def even_acceptance(tokens: float, num_tokens: int, drafted_share: float = 1.0) -> float | None:
+    """The rate of independent acceptance that yields so many tokens per step; None if none does, 0 if any is enough.
+
+    Args:
+        num_tokens: length of the draft, which `drafted_share` of the rounds have.
 
     Example:
-        >>> round(even_acceptance(3.3616, 4), 4), even_acceptance(1.0, 3), even_acceptance(5.5, 4)
+        >>> round(even_acceptance(3.3616, 4), 4), even_acceptance(0.9, 3), even_acceptance(5.5, 4)
         (0.8, 0.0, None)
+        >>> round(even_acceptance(1.25, 1, drafted_share=0.5), 4), even_acceptance(1.6, 1, drafted_share=0.5)
+        (0.5, None)
     """
-    if not 1 <= tokens <= num_tokens + 1:
+    if tokens > 1 + drafted_share * num_tokens:
         return None
     low, high = 0.0, 1.0
     while high - low > PRECISION:
         middle = (low + high) / 2
-        low, high = (middle, high) if expected_tokens([middle], num_tokens) < tokens else (low, middle)
+        found = 1 + drafted_share * (expected_tokens([middle], num_tokens) - 1)
+        low, high = (middle, high) if found < tokens else (low, middle)
     return round(low, 8)
 
 
 def interpolated(points: Mapping[int, float], at: float) -> float:
-    """Linearly between the points around, or along the line of the outermost two; below the first, its value.
+    """Linearly between the points around; below the first, its value.
+
+    Above the last, along the line of the last two, but never down: more work does not take less time, and a line that
+    noise has bent would go below zero.
 
     Example:
         >>> interpolated({1: 10.0, 3: 14.0}, 2), interpolated({1: 10.0, 3: 14.0}, 5), interpolated({4: 9.0}, 1)
         (12.0, 18.0, 9.0)
+        >>> interpolated({1: 10.0, 3: 8.0}, 50)
+        8.0
     """
     known = sorted(points)
     if at <= known[0] or len(known) == 1:
         return points[known[0]]
     index = next((index for index, place in enumerate(known) if place >= at), len(known) - 1)
     left, right = known[index - 1], known[index]
+    if at > right and points[right] < points[left]:
+        return points[right]
     return points[left] + (points[right] - points[left]) * (at - left) / (right - left)
 
 
@@ -159,11 +173,15 @@ def binomial_mean(value: Callable[[int], float], count: int, share: float) -> fl
     """The expectation of value(N), N successes among `count` with this probability.
 
     Example:
-        >>> binomial_mean(lambda successes: 10.0 * successes, 4, 0.25)
-        10.0
+        >>> round(binomial_mean(lambda successes: 10.0 * successes, 4000, 0.25), 6)
+        10000.0
     """
-    weights = [math.comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(count + 1)]
-    return sum(weight * value(n) for n, weight in enumerate(weights) if weight)
+    if not 0 < share < 1:
+        return value(round(count * share))
+    logs = [math.lgamma(n + 1) + math.lgamma(count - n + 1) for n in range(count + 1)]  # of n! (count - n)!
+    ways = (math.lgamma(count + 1) - log for log in logs)
+    chances = [math.exp(way + n * math.log(share) + (count - n) * math.log1p(-share)) for n, way in enumerate(ways)]
+    return sum(chance * value(n) for n, chance in enumerate(chances) if chance > NEGLIGIBLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,12 +136,14 @@ def counts_of(model: PreTrainedModel) -> ModelCounts:
         (512, 32, 32)
     """
     config = model.config.get_text_config(decoder=True)
-    head, table = _weight(model.get_output_embeddings()), _weight(model.get_input_embeddings())
+    head: nn.Parameter = model.get_output_embeddings().weight
     count, active = (_first(config, names) for names in (EXPERT_COUNTS, ACTIVE_EXPERTS))
     is_sparse = bool(count and active)
     row_flops = dense_bytes = expert_bytes = 0
+    # Tables, those of positions too, are looked up: nothing is multiplied, and of a row little is read.
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, weight in model.named_parameters():
-        if weight is head or weight is table:
+        if weight is head or id(weight) in tables:
             continue
         is_expert = is_sparse and _is_expert(name, weight, count)
         if weight.dim() > 1 and not name.endswith("bias"):
@@ -173,8 +175,9 @@ def _attentions(config: Any, dtype: torch.dtype) -> list[Attention]:
         getattr(config, "qk_head_dim", None) or head_dim,
         getattr(config, "v_head_dim", None) or head_dim,
     )
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    # Without types of its own (Mistral) every layer has the window.
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [
         Attention(
             pair_flops=2 * heads * (key_dim + value_dim),
@@ -187,8 +190,3 @@ def _attentions(config: Any, dtype: torch.dtype) -> list[Attention]:
 
 def _first(config: Any, names: Sequence[str]) -> int:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
-
-
-def _weight(module: Any) -> nn.Parameter:
-    weight: nn.Parameter = module.weight
-    return weight

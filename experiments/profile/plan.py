@@ -15,11 +15,13 @@ DEFINITIONS = {
     "low, high": "of tokens_per_second at the ends of the 95 % interval of tokens_per_step; null if that has none",
     "seconds": "of a round: draft, verify (the target's pass, where only drafted_share of the rounds have a draft) and "
     "overhead (rule, cache, host; of plain decoding all of it is verify), "
-    "from the profile; between lengths, batches and contexts measured there, linearly",
+    "from the profile; between lengths, batches and contexts measured there, linearly; a draft takes what it takes at "
+    "the shortest of these contexts",
     "tokens_per_step": "behind prompts, the correction or bonus included",
     "speedup": "over plain decoding of the same batch",
     "break_even_tokens_per_step": "at which it would be as fast as plain decoding; break_even_acceptance: the rate at "
-    "which independent tokens of a chain yield so many, null if none does or the draft is a tree",
+    "which independent tokens of a chain, in drafted_share of the rounds, yield so many, null if none does or the "
+    "draft is a tree",
     "margin": "tokens_per_second of the best / of the best with another drafter, plain decoding among them",
 }
 
@@ -42,7 +44,7 @@ def plan(profile: Mapping[str, Any], acceptance: Acceptance, batches: Sequence[i
         "version": 1,
         "environment": environment(),
         "definitions": DEFINITIONS,
-        "warnings": profile.get("warnings", []),
+        "warnings": [*profile.get("warnings", []), *_beyond(costs, batches or (), context)],
         "model": profile["model"],
         "profiled_with": profile["environment"],
         "acceptance": acceptance.source,
@@ -52,6 +54,20 @@ def plan(profile: Mapping[str, Any], acceptance: Acceptance, batches: Sequence[i
         "advice": " ".join(advised),
         "advice_by_batch": advised,
     }
+
+
+def _beyond(costs: Costs, batches: Sequence[int], context: float) -> Iterator[str]:
+    """Where a plan goes on along the lines of its profile."""
+    for name, measured, wanted in (
+        ("batch sizes", costs.passes.batches, batches),
+        ("contexts", costs.passes.contexts, [max(context, costs.passes.contexts[0])]),  # a shorter one costs no more
+    ):
+        outside = [f"{each:g}" for each in wanted if not measured[0] <= each <= measured[-1]]
+        if outside:
+            yield (
+                f"the profile has {name} from {measured[0]} to {measured[-1]}; what is said of {', '.join(outside)} "
+                "follows from the nearest two and is no more than a guess"
+            )
 
 
 def predictions_of(
@@ -81,8 +97,6 @@ def label_of(way: Prediction) -> str:
 def row_of(way: Prediction) -> Row:
     """Plain values."""
     setting, yields = way.setting, way.yields
-    is_chain = setting is not None and setting.num_tree_nodes is None
-    needed = even_acceptance(way.break_even_tokens, setting.num_speculative_tokens) if setting and is_chain else None
     ends = (None if end is None else way.batch_size * end / way.seconds for end in (yields.low, yields.high))
     low, high = ends
     return {
@@ -99,7 +113,7 @@ def row_of(way: Prediction) -> Row:
         "drafted_share": yields.drafted_share,
         "seconds": {"draft": way.draft, "verify": way.verify, "overhead": way.overhead, "total": way.seconds},
         "break_even_tokens_per_step": None if setting is None else way.break_even_tokens,
-        "break_even_acceptance": needed,
+        "break_even_acceptance": _even_rate(way),
     }
 
 
@@ -127,6 +141,8 @@ def _to_speculate(ways: Sequence[Prediction]) -> Iterator[str]:
         f"{best.speedup:.2f}{interval} times plain decoding and {margin:.2f} times the next, {label_of(other)};"
     )
     yield f"{_costs(best)}, so it pays from {_needed(best)} on, and has {best.yields.tokens_per_step:.2f}."
+    if best.yields.low is not None and best.yields.low < best.break_even_tokens:
+        yield f"That is not certain: {best.yields.low:.2f} are in its interval, too. More prompts would tell more."
 
 
 def _not_to_speculate(ways: Sequence[Prediction]) -> Iterator[str]:
@@ -151,8 +167,15 @@ def _needed(way: Prediction) -> str:
     said = f"{way.break_even_tokens:.2f} tokens per step"
     if way.setting.num_tree_nodes is not None:
         return said
-    rate = even_acceptance(way.break_even_tokens, way.setting.num_speculative_tokens)
+    rate = _even_rate(way)
     return f"{said} ({'more than it drafts' if rate is None else f'{100 * rate:.0f} % of tokens accepted'})"
+
+
+def _even_rate(way: Prediction) -> float | None:
+    """None for trees, for plain decoding, and where no rate is enough."""
+    if way.setting is None or way.setting.num_tree_nodes is not None:
+        return None
+    return even_acceptance(way.break_even_tokens, way.setting.num_speculative_tokens, way.yields.drafted_share)
 
 
 def _rival(ways: Sequence[Prediction]) -> Prediction:

@@ -11,7 +11,7 @@ from ..loading import Models
 from ..prompts import first_per_category, read_prompts
 from .acceptance import Acceptance, Known, measured
 from .check import Texts, chosen, live
-from .cost import Costs
+from .cost import Costs, Yield, predict
 from .drafters import Setting, drafters_of
 from .plan import plan, predictions_of
 
@@ -83,6 +83,28 @@ class Live:
         return drafters_of(self.models, self.target, [*lengths, longest], nodes)
 
 
+def check_profile(profile: Mapping[str, Any]) -> None:
+    """Raises ValueError if nothing could be predicted from it: a file that says it is one may be of another program.
+
+    Example:
+        >>> check_profile({"model": {}})
+        Traceback (most recent call last):
+        ...
+        ValueError: expected the fields of a profile, got none that fits: KeyError 'environment'; measure it anew
+    """
+    try:
+        _, _, settings = (dict(profile[name]) for name in ("model", "environment", "settings"))
+        costs, context = Costs.of(profile), float(min(settings["context_lengths"]))
+        batch, _ = costs.passes.batches[0], settings["graphs"]
+        speeds = [predict(costs, each, batch, context, Yield(2.0, 0.5)).speedup for each in costs.settings()]
+        if not speeds or min(speeds) <= 0:
+            raise ValueError("times that are none")
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"expected the fields of a profile, got none that fits: {type(error).__name__} {error}; measure it anew"
+        ) from error
+
+
 def make_plan(
     profile: Mapping[str, Any], acceptance: Acceptance | None, models: Models | None, wanted: Wanted, on_run: OnRun
 ) -> Row:
@@ -92,6 +114,7 @@ def make_plan(
         acceptance: None to measure it.
         models: needed for that, and for a check.
     """
+    check_profile(profile)
     session = None if models is None else Live(models, profile, wanted)
     if acceptance is None:
         assert session is not None, "acceptance is measured by running the models"

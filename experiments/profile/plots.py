@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..results_file import check_writable
+
 Row = Mapping[str, Any]
 Colour = Callable[[int], str]  # of a series
 SUFFIXES = (".png", ".svg")
@@ -15,6 +17,7 @@ def check_plot(path: Path | None) -> None:
     """Raises ValueError if a plot cannot be written there: better before the work than after it."""
     if path is not None and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"expected --plot FILE in {' or '.join(SUFFIXES)}, got {path.name!r}; end it so")
+    check_writable(path, "--plot")
 
 
 def default_colour(series: int) -> str:

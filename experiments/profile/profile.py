@@ -23,7 +23,8 @@ from .settings import Settings, text_of
 Row = dict[str, Any]
 UNSTEADY = 1.3  # ends of the interval of a median, one over the other
 DEFINITIONS = {
-    "seconds": "median by the clock on the wall; seconds_low, seconds_high: its 95 % interval by order statistics",
+    "seconds": "median by the clock on the wall; seconds_low, seconds_high: its 95 % interval by order statistics; of "
+    "fewer than six times the least and the greatest, which hold it less often",
     "prefill": "ttft_seconds: from the prompt to the first new token, one request, nothing of it in the cache",
     "decode": "a round of plain decoding: one token for each request of the batch",
     "verify": "a round whose target pass has `width` rows of each request: pass_seconds is the forward pass (on a GPU "

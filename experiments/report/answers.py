@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from ..figures.verdicts import LEVEL
 from .arms import Arm, by_cell, by_series, fastest
 from .arms import ties as tied
 from .blocks import Answers
@@ -89,13 +90,29 @@ def _how_sure(best: Arm, ties: Sequence[Arm], field: Sequence[Arm]) -> str:
         said = f"The interval lies below 1: no drafter here is faster than plain decoding, {prompts}."
     else:
         said = f"The interval holds 1: a gain over plain decoding is not shown, {prompts}."
-    if not ties:
-        over = max(filter(is_number, map(_p_value, field)), default=None) if best.is_leader else None
-        shown = "" if over is None else f" (paired by prompts, p at most {over:.2g}, Holm-corrected)"
-        return f"{said} It is faster than every other arm{shown}." if len(field) > 1 else said
-    named = [f"{arm.label} ({number(arm.ratio)}, {interval(arm.speedup) or 'no interval'})" for arm in ties[:MAX_NAMED]]
-    more = [f"{len(ties) - MAX_NAMED} more"] if len(ties) > MAX_NAMED else []
-    return f"{said} Its rank is not sure: {listing([*named, *more])} may be as fast."
+    slower = [arm for arm in field if arm is not best and arm not in ties]
+    rank = []
+    if ties:
+        named = [f"{arm.label} ({number(arm.ratio)}, {interval(arm.speedup) or 'no interval'})" for arm in ties]
+        more = [f"{len(ties) - MAX_NAMED} more"] if len(ties) > MAX_NAMED else []
+        rank.append(f"Its rank is not sure: {listing([*named[:MAX_NAMED], *more])} may be as fast.")
+    if slower:
+        rank.append(_faster(best, slower, bool(ties)))
+    return " ".join([said, *rank])
+
+
+def _faster(best: Arm, slower: Sequence[Arm], has_ties: bool) -> str:
+    """That it is faster than these, and how probable that is to be chance where they were held against each other."""
+    who = listing(dict.fromkeys(arm.label for arm in slower[:MAX_NAMED])) if has_ties else "every other arm"
+    over = max(filter(is_number, map(_p_value, slower)), default=None) if best.is_leader else None
+    if over is None:
+        return f"It is faster than {who}."
+    if over <= LEVEL:
+        return f"It is faster than {who} (paired by prompts, p at most {over:.2g}, Holm-corrected)."
+    return (
+        f"It is faster than {who} by the paired intervals, but with p up to {over:.2g} over all arms (Holm): more "
+        "prompts would tell more."
+    )
 
 
 def _text(arms: Sequence[Arm]) -> str:

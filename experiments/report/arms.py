@@ -8,7 +8,6 @@ from .plots import Point
 from .words import Estimate, central, is_number
 
 Figures = Mapping[str, Any]
-SIGNIFICANT = 0.05  # of p values; as the intervals of 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +117,13 @@ def fastest(arms: Sequence[Arm]) -> Arm | None:
 
 
 def ties(one: Arm, other: Arm) -> bool:
-    """Whether it cannot be said which of two arms is faster.
+    """Whether it cannot be said which of two arms is faster, as `figures.verdicts` has it.
 
     Prompts are the same for both, so their paired ratio tells more than two intervals; it is used where it is known.
     """
     over = other.over if one.is_leader else one.over if other.is_leader else None
-    if over and is_number(over.get("p_holm")):
-        return bool(over["p_holm"] > SIGNIFICANT)
+    if over and is_number(over.get("low")):
+        return bool(over["low"] <= 1)
     return overlap(one.speedup, other.speedup)
 
 

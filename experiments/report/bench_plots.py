@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..differences import TIE_ULPS
 from .arms import Arm, by_series, fastest, point
 from .blocks import Plot
 from .plots import PARTS, Frame, Line, Mark, Point, lines, margins, rows_plot, stacked
@@ -17,7 +18,6 @@ POSITIONS = {
     ),
     "acceptance_at_pos": ("unconditional", "Unconditional acceptance by position: share of all steps with a draft."),
 }
-TIE = 8.0  # units of resolution: the margin up to which a difference is called a tie, see `differences.TIE_ULPS`
 
 
 def bench_plots(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> dict[str, list[Plot]]:
@@ -119,4 +119,4 @@ def _margins(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> Itera
             rows.append((arm.label, numbers.get(arm.series, 0), values))
     caption = "Where texts part: margin of the two largest logits over the dtype's resolution; left of the line, a tie."
     if rows:
-        yield margins(f"{prefix}-margins", caption, rows[:MAX_ROWS], TIE)
+        yield margins(f"{prefix}-margins", caption, rows[:MAX_ROWS], TIE_ULPS)

@@ -5,40 +5,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..figures.compare_sets import KIND
 from .bench_section import bench_section
-from .blocks import Section, Table
+from .blocks import Section
+from .comparison_section import comparison_section
 from .other_sections import compare_section, imported_section, side_by_side
 from .profile_section import plan_section, profile_section
 from .replay_section import replay_section
-from .sources import Skipped, Source
-from .words import estimate, number, short
+from .sources import MALFORMED, Skipped, Source, reason
 
 HERE = Path(__file__).parent
 TITLE = "Speculative decoding: results"
-# What a file of the right kind and the wrong inside makes its reader raise.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 Builder = Callable[[Mapping[str, Any], str, str], Section]
 BUILDERS: Mapping[str, tuple[str, Builder]] = {
     "bench-summary": ("Benchmark", bench_section),
+    KIND: ("Two benchmarks compared", comparison_section),
     "compare": ("Methods compared", compare_section),
     "profile": ("Profile", profile_section),
     "plan": ("Plan", plan_section),
     "replay": ("Replay", replay_section),
     "imported": ("Imported", imported_section),
 }
-Row = Mapping[str, Any]
 
 
-def build_page(
-    sources: Sequence[Source], skipped: Sequence[Skipped] = (), comparisons: Sequence[Row] = ()
-) -> tuple[str, list[Skipped]]:
+def build_page(sources: Sequence[Source], skipped: Sequence[Skipped] = ()) -> tuple[str, list[Skipped]]:
     """The page, and all that it leaves out: what was skipped before and what turns out to be malformed.
 
     Args:
-        sources: what was read.
+        sources: what was read; the page has them by kind.
         skipped: what could not be read.
-        comparisons: rows that hold two benchmarks against each other: "arm", "metric", "a", "b", "ratio", "low",
-            "high", "p_value", "note".
 
     Raises:
         ValueError: there is nothing to show.
@@ -51,20 +46,19 @@ def build_page(
     armed = [source for source in shown if source.kind in ("bench-summary", "imported")]
     if len({source.kind for source in armed}) > 1:
         sections.append(Section("Measured here and elsewhere", [side_by_side(armed)]))
-    if comparisons:
-        sections.insert(0, Section("Two result sets compared", [comparison_table(comparisons)]))
     return _render(sections, left_out), left_out
 
 
 def _sections(sources: Sequence[Source], skipped: Sequence[Skipped]) -> tuple[list[Section], list[Skipped]]:
     sections, left_out = [], list(skipped)
-    for index, source in enumerate(sources):
+    for index, source in enumerate(sorted(sources, key=lambda source: list(BUILDERS).index(source.kind))):
         words, build = BUILDERS[source.kind]
         try:
-            sections.append(_checked(build(source.value, f"{words}: {source.path}", f"{source.kind}-{index}")))
+            section = _checked(build(source.value, f"{words}: {source.path}", f"{source.kind}-{index}"))
+            whose = f"{source.path}: " if len(sources) > 1 else ""
+            sections.append(replace(section, warnings=[f"{whose}{line}" for line in section.warnings]))
         except MALFORMED as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            left_out.append(Skipped(source.path, f"a {source.kind} that is not as it should be ({reason})"))
+            left_out.append(Skipped(source.path, f"a {source.kind} that is not as it should be ({reason(error)})"))
     return sections, left_out
 
 
@@ -74,25 +68,6 @@ def _checked(section: Section) -> Section:
         raise TypeError("the warnings are one text")
     definitions = {str(name): str(words) for name, words in section.definitions.items()}
     return replace(section, warnings=[str(line) for line in section.warnings], definitions=definitions)
-
-
-def comparison_table(rows: Sequence[Row]) -> Table:
-    """Two result sets, figure by figure: the ratio, its interval, and how likely it is to be chance."""
-    shown = [
-        (
-            str(row["arm"]),
-            str(row["metric"]),
-            short(row.get("a")),
-            short(row.get("b")),
-            estimate(row),
-            number(row.get("p_value"), 4),
-            str(row.get("note") or ""),
-        )
-        for row in rows
-    ]
-    columns = ("arm", "figure", "first", "second", "second / first", "p", "note")
-    note = "p: how often resampled prompts alone would make a ratio as far from 1."
-    return Table("Differences between the two result sets", columns, shown, note, frozenset({"figure", "note"}))
 
 
 def _render(sections: Sequence[Section], left_out: Sequence[Skipped]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from .bench_section import facts
 from .blocks import Answers, Block, Plot, Plots, Section, Table
 from .plots import Frame, Line, Point, Roof, lines, roofline
-from .words import interval, is_number, milliseconds, number, percent, plain, short, size
+from .words import billions, interval, is_number, milliseconds, number, percent, plain, short, size
 
 Row = Mapping[str, Any]
 MAX_ROWS = 20  # of a table that is shown unasked
@@ -50,7 +50,7 @@ COLUMNS = {  # field -> (heading, how it is shown); in the order of the tables, 
     "transformers_seconds": ("transformers, ms", milliseconds),
     "kv_bytes": ("keys and values", size),
     "intensity": ("operations per byte", short),
-    "flops_per_second": ("operations/s", short),
+    "flops_per_second": ("10⁹ operations/s", billions),
     "roofline_share": ("of the roof", percent),
     "bound": ("bound by", plain),
     "slowdown": ("slowdown behind it", number),
@@ -122,7 +122,9 @@ def plan_section(plan: Row, title: str, prefix: str) -> Section:
     """The section of a plan: its advice for each batch size, and every way with its prediction."""
     advice = plan.get("advice_by_batch") or [plan["advice"]]
     sizes = [f"Batch {row.get('batch_size')}" for row in plan.get("best") or ()]
-    pairs = tuple(zip(sizes, advice, strict=False)) if len(sizes) == len(advice) else (("Advice", " ".join(advice)),)
+    told = [words.removeprefix(f"{size}: ") for size, words in zip(sizes, advice, strict=False)]
+    is_each = len(sizes) == len(advice)
+    pairs = tuple(zip(sizes, told, strict=True)) if is_each else (("Advice", " ".join(advice)),)
     rows = [
         (
             str(row["label"]),

@@ -16,6 +16,7 @@ SETTINGS = {  # what may be asked of a trace -> heading
     "confidence_threshold": "threshold",
     "budget": "budget",
 }
+PER_ROUND = " per round"  # what all oracles are
 MAX_ROWS = 20  # that are shown unasked
 
 
@@ -28,7 +29,9 @@ def replay_section(value: Row, title: str, prefix: str) -> Section:
         blocks.append(_oracles(value["oracles"]))
     for trace in value.get("traces") or ():
         blocks.append(facts(f"Trace {trace.get('label') or trace.get('file')}", trace))
-    blocks += [facts(name.capitalize(), value.get(name) or {}) for name in ("costs", "settings", "environment")]
+    blocks += [
+        facts(name.capitalize(), value[name]) for name in ("costs", "settings", "environment") if value.get(name)
+    ]
     return Section(title, blocks, warnings=value.get("warnings") or (), definitions=value.get("definitions") or {})
 
 
@@ -107,17 +110,22 @@ def _plots(value: Row, prefix: str) -> Iterator[Plot]:
 
 
 def _bounds(value: Row, prefix: str) -> Iterator[Plot]:
-    """The best setting of each line, and the oracles below."""
+    """The best setting of each line, and the oracles below, in the colour of the line that they bound."""
     rows: list[tuple[str, list[Mark]]] = []
+    numbers: dict[str, int] = {}
     for number_of, (name, own) in enumerate(_series(value["rows"]).items()):
+        numbers.update({str(row.get("label")): number_of for row in own})
         points = [each for row in own if (each := _point(0.0, row)) is not None]
         if points:
             best = max(points, key=lambda each: each.y)
             rows.append((name, [Mark(number_of, Point(best.y, 0.0, best.low, best.high))]))
     for row in value.get("oracles") or ():
-        found = _point(0.0, row)
+        found, labels = _point(0.0, row), list(map(str, row.get("labels") or ()))
         if found is not None:
-            rows.append((str(row.get("oracle")), [Mark(len(rows), Point(found.y, 0.0, found.low, found.high))]))
+            number_of = numbers.get(labels[0], len(numbers)) if len(labels) == 1 else len(numbers)
+            whose = f"{labels[0]}: " if len(labels) == 1 else ""
+            name = f"{whose}{str(row.get('oracle')).removesuffix(PER_ROUND)}"
+            rows.append((name, [Mark(number_of, Point(found.y, 0.0, found.low, found.high))]))
     if value.get("oracles") and rows:
-        caption = "The best setting of each drafter, and the oracles, which no policy passes."
+        caption = "The best setting of each drafter, and the oracles, which choose in each round and no policy passes."
         yield rows_plot(Frame(f"{prefix}-oracles", caption, "tokens per step", ""), rows, {})

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bench.store import HEADER, SUMMARY
+from ..figures.summary import summarize_folder
+
 VERSION = 1
 KINDS = ("bench-summary", "profile", "plan", "replay", "compare", "imported")
 COMPARE_FIELDS = {"rows", "by_category", "reference"}  # of a comparison written before results named their kind
+# What a file of the right kind and the wrong inside makes its reader raise.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,7 @@ class Source:
     path: str
     kind: str
     value: Mapping[str, Any]
+    records: Path | None = None  # the folder of the records that it was derived from, if they are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +70,11 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _is_bench(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("bench.json", "summary.json"))
+    return any((folder / name).exists() for name in (HEADER, SUMMARY))
 
 
 def _read(path: Path) -> Source:
     if path.is_dir():
-        if not _is_bench(path):
-            raise NoResult("a folder without results")
         return _read_bench(path)
     value = _json(path)
     kind = value.get("kind", "compare" if value.keys() >= COMPARE_FIELDS else None)
@@ -81,29 +85,32 @@ def _read(path: Path) -> Source:
         raise NoResult(f"JSON, but no result of this toolkit: {named}")
     if value.get("version", VERSION) != VERSION:
         raise NoResult(f"a {kind} of version {str(value['version'])[:20]}; this report reads version {VERSION}")
-    return Source(str(path), kind, value)
+    is_bench = kind == "bench-summary" and (path.parent / HEADER).exists()
+    return Source(str(path), kind, value, path.parent if is_bench else None)
 
 
 def _read_bench(folder: Path) -> Source:
-    """A benchmark's folder through its summary, which is made anew if it is missing or damaged."""
-    summary = folder / "summary.json"
+    """A benchmark's folder, summarised anew: a summary that lies there may be older than the last records."""
+    summary = folder / SUMMARY
+    if not (folder / HEADER).exists():
+        if not summary.exists():
+            raise NoResult("a folder without results")
+        return _read(summary)
     try:
-        if summary.exists():
-            return _read(summary)
-    except NoResult:
-        if not (folder / "bench.json").exists():
-            raise
-    return Source(str(folder), "bench-summary", _summarized(folder))
+        return Source(str(folder), "bench-summary", summarize_folder(folder), folder)
+    except (OSError, *MALFORMED) as error:
+        raise NoResult(f"a benchmark that cannot be summarised: {reason(error)}") from error
 
 
-def _summarized(folder: Path) -> Mapping[str, Any]:
-    from ..figures.summary import summarize_folder
+def reason(error: Exception) -> str:
+    """Why a reader failed, in one short line.
 
-    try:
-        found: Mapping[str, Any] = summarize_folder(folder)
-    except (ValueError, OSError) as error:
-        raise NoResult(f"a benchmark that cannot be summarised: {' '.join(str(error).split())}") from error
-    return found
+    Example:
+        >>> reason(ValueError("expected a, got b")), reason(KeyError("arms"))
+        ('expected a, got b', "KeyError: 'arms'")
+    """
+    words = " ".join(str(error).split())[:160]
+    return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -45,6 +45,15 @@ def short(value: Any) -> str:
     return f"{value:.3g}"
 
 
+def billions(value: Any) -> str:
+    """
+    Example:
+        >>> billions(4.321e9), billions(1.2e12), billions(None)
+        ('4.32', '1,200', '–')
+    """
+    return short(value / 1e9) if is_number(value) else ABSENT
+
+
 def percent(value: Any, digits: int = 0) -> str:
     """
     Example:

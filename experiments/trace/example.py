@@ -56,5 +56,5 @@ def _arms(models: Any, target: PagedModel) -> dict[str, tuple[Any, str, dict[str
         "ngram": (ngram, "greedy", {}),
         "draft_model": (draft_model, "greedy", {}),
         "eagle3": (eagle3, "greedy", {}),
-        "draft_model, drawn": (drawn, "block", {"temperature": 1.0}),
+        "draft_model drawn": (drawn, "block", {"temperature": 1.0}),
     }

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from specdec.experiments.bench import bench as whole
-from specdec.experiments.bench.store import SUMMARY, key_of, read_header, read_records
+from specdec.experiments.bench.store import key_of, read_header, read_records
 
 BENCH = "bench --target @target --draft @draft --prompts @prompts.jsonl --dtype float32 --max-new-tokens 8"
 ARM_KEYS = {
@@ -209,8 +209,10 @@ def test_dry_run_prints_plan_and_time_and_writes_nothing(bench, specdec, tmp_pat
 
 def test_summary_as_json(bench, tmp_path):
     line = "--drafter ngram --num-speculative-tokens 2 --num-prompts 1"
-    bench(f"{line} --json {tmp_path}/h.json")
-    assert (tmp_path / "h.json").read_text() == (tmp_path / "out" / SUMMARY).read_text()
+    header, _ = bench(f"{line} --json {tmp_path}/s.json")
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [arm["id"] for arm in summary["arms"]] == [arm["id"] for arm in header["arms"]]
 
 
 MISTAKES = {

@@ -110,24 +110,31 @@ def profiled(folders):
     value = {"kind": "profile", "version": 1, "model": model, "environment": {}, "settings": settings}
     decode = [{"context_length": 8, "batch_size": 1, "seconds_per_round": 1.0}]
     path.write_text(json.dumps({**value, "decode": decode, "verify": rows, "draft": [draft]}))
+    cut = folders / "cut.json"
+    cut.write_text(json.dumps({**value, "decode": decode, "verify": rows[:1], "draft": [{"drafter": "ngram"}]}))
     yield path
     path.unlink()
+    cut.unlink()
 
 
 MISTAKES = {
     "no numbers": ("profile --batch-sizes 1,x", "expected --batch-sizes as numbers with commas, got '1,x'"),
     "nothing": ("profile --widths 0", "expected --widths of 1 or more, got '0'"),
     "a picture of no kind": ("profile --plot @p.gif", "expected --plot FILE in .png or .svg, got 'p.gif'"),
-    "no folder for a picture": ("profile --plot @nowhere/p.png", "a folder that exists"),
+    "no folder for a picture": ("profile --plot @nowhere/p.png", "pass another --plot FILE"),
     "beyond the context": ("profile --target @target", "within the model's context of 128"),
     "unknown shape": ("profile --shape llama", "expected --shape llama-3.1-8b"),
     "shape and target": ("profile --shape tiny --target @target", "got --target beside it"),
+    "shape and drafter": ("profile --shape tiny --head @head", "got --head beside it"),
     "shape of no dtype": ("profile --shape tiny --dtype bf16", "expected a dtype of bfloat16"),
     "shape nowhere": ("profile --shape tiny --device gpu:0", "expected a device this machine has"),
     "two acceptances": (f"{PLAN} --acceptance @x --acceptance-rate 0.5", "got both; drop one"),
     "no probability": (f"{PLAN} --acceptance-rate 1.5", "expected --acceptance-rate from 0 to 1"),
     "no profile": ("plan --profile @nowhere.json --acceptance-rate 0.5", "expected a profile result at"),
     "another file as profile": ("plan --profile @prompts.jsonl --acceptance-rate 0.5", "got no JSON in"),
+    "a profile of another program": (
+        "plan --profile @cut.json --acceptance-rate 0.5", "of a profile, got none that fits: KeyError"),
+    "a model that nothing runs": (f"{PLAN} --acceptance-rate 0.5 --draft @draft", "got --draft; drop it, or run"),
     "no acceptance": (f"{PLAN} --acceptance @nowhere", "expected a bench-summary or replay result at"),
     "another model": (f"{PLAN}", "expected the target of the profile, 'elsewhere', got 'embedded'"),
     "empty batch": (f"{PLAN} --acceptance-rate 0.5 --batch-sizes 0", "expected --batch-sizes of 1 or more"),

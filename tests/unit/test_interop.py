@@ -162,6 +162,34 @@ def test_foreign_files_are_refused_in_one_line(tmp_path, text, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {**SUMMARY, "num_spec_tokens": 10**12},
+        {**SUMMARY, "num_draft_tokens": 10**400},
+        {"num_spec_steps": 1, "x": None},
+    ],
+)
+def test_numbers_that_are_no_counts_are_skipped_at_once(tmp_path, block):
+    """No list as long as a damaged number, no float of what fits none."""
+    deep = '{"num_spec_steps": ' + 100_000 * "["
+    result = imported(tmp_path, "\n".join([json.dumps(SUMMARY), json.dumps(block), deep]))
+    assert result["arms"][0]["overall"]["num_requests"] == 1
+    assert result["warnings"] == ["file0.txt: 2 lines or requests skipped, no counts as they should be"]
+
+
+def test_samples_and_lines_that_are_damaged_are_left_out(tmp_path):
+    place = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",model_name="org/m",position="{}"}} 3.0'
+    damaged = [place.format(10**12), 'vllm:generation_tokens_total{model_name="org/m"} +Inf']
+    whole, torn = (
+        imported(tmp_path, text)["arms"][0]["overall"] for text in (VLLM_METRICS, VLLM_METRICS + "\n".join(damaged))
+    )
+    assert torn == whole
+    lines = [VLLM_LOG.replace("12 tokens", f"{10**400} tokens"), VLLM_LOG.replace("0.750, 0.500", "0.7.50, 0.500")]
+    for text in lines:
+        assert "2 of 3 lines on speculation skipped" in imported(tmp_path, text)["warnings"][0]
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a file to import"):
         import_results([tmp_path / "nowhere"])

@@ -83,7 +83,8 @@ def test_rounds_without_a_draft_take_a_plain_step():
     )
     setting = Setting("ngram", 5)
     found = predict(costs, setting, 1, 64, Yield(2.0, drafted_share=0.25))
-    assert (found.draft, found.verify, found.overhead, found.plain) == (0.5, 0.25 * 3.0 + 0.75 * 1.0, 0.25, 1.1)
+    assert (found.draft, found.overhead, found.plain) == (0.5, 0.25, 1.1)
+    assert found.verify == pytest.approx(0.25 * 3.0 + 0.75 * 1.0)
     assert found.tokens_per_second == pytest.approx(2.0 / 2.25)
     everywhere = predict(costs, setting, 1, 64, Yield(2.0))
     assert everywhere.verify == 3.0
@@ -102,6 +103,46 @@ def test_tables_are_linear_between_what_was_measured():
     assert table.seconds(7, 6, 400) == pytest.approx(7 + 60 + 4)
     assert table.seconds(1, 1, 50) == pytest.approx(1 + 10 + 1)  # below the shortest, as there
     assert (table.batches, table.contexts) == ([1, 4], [100, 300])
+
+
+def test_beyond_a_profile_times_do_not_fall_and_the_plan_says_so():
+    """A line through two noisy times must not become a draft, or a pass, of less than no time."""
+    profile = profile_of(0.1, batches=(1, 8))
+    for row in profile["draft"]:
+        row["overhead_seconds"] = 0.5 / row["batch_size"]
+    profile["verify"] = [{**row, "pass_seconds": 1.0 - 0.01 * row["batch_size"]} for row in profile["verify"]]
+    found = plan(profile, Assumed(0.5), [4, 5000], 640)
+    assert all(0 < row["seconds"]["overhead"] < 1 for row in found["rows"] if row["drafter"])
+    assert {row["seconds"]["verify"] for row in found["rows"] if row["drafter"] and row["batch_size"] > 8} == {0.92}
+    batches, contexts = found["warnings"]
+    assert batches.startswith("the profile has batch sizes from 1 to 8; what is said of 5000 follows")
+    assert contexts.startswith("the profile has contexts from 64 to 64; what is said of 640 follows")
+    assert plan(profile, Assumed(0.5), [1, 4], 20)["warnings"] == []
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_a_large_batch_of_which_some_have_drafts(share):
+    """Costs that are linear in the number of drafts cost what the mean number does."""
+    costs, setting, batch = Costs.of(profile_of(0.1, width_cost=1e-4)), Setting("small", 4), 3000
+    found = predict(costs, setting, batch, 64, Yield(2.0, drafted_share=share))
+    assert found.verify == pytest.approx(1 + 1e-4 * 4 * share)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_at_the_break_even_rate_drafts_of_some_rounds_pay_too(share):
+    costs, setting = Costs.of(profile_of(0.02)), Setting("small", 4)
+    found = plan(profile_of(0.02), Known("made up", {setting: Yield(1.5, share)}), [1], 64)["rows"][0]
+    tokens = 1 + share * (expected_tokens([found["break_even_acceptance"]], 4) - 1)
+    assert predict(costs, setting, 1, 64, Yield(tokens, share)).speedup == pytest.approx(1, abs=1e-6)
+
+
+def test_a_draft_that_costs_nothing_needs_nothing():
+    """Of noisy times a wider pass may be the faster one."""
+    profile = profile_of(0.0)
+    profile["verify"] = [{**row, "pass_seconds": 0.9} for row in profile["verify"]]
+    found = plan(profile, Assumed(0.5), [1], 64)
+    assert {row["break_even_acceptance"] for row in found["rows"] if row["drafter"]} == {0.0}
+    assert "0.90 tokens per step (0 % of tokens accepted)" in found["advice"]
 
 
 def test_large_batches_are_advised_against():
@@ -129,6 +170,14 @@ def test_intervals_and_margins():
     assert (small["low"], small["high"]) == (pytest.approx(1.2 / 1.1), pytest.approx(1.8 / 1.1))
     assert (other["low"], plain["low"], plain["high"]) == (None, 1.0, 1.0)
     assert found["best"][0]["margin"] == pytest.approx(1.2 / 1.1) and found["best"][0]["runner_up"] == "other k=1"
+
+
+@pytest.mark.parametrize("low, is_certain", [(1.05, False), (1.2, True), (None, True)])
+def test_a_gain_that_the_interval_leaves_open_is_called_so(low, is_certain):
+    """A round takes 1.1 plain steps."""
+    yields = {Setting("small", 1): Yield(1.5, low=low, high=1.8)}
+    advice = plan(profile_of(0.1), Known("made up", yields), [1], 64)["advice"]
+    assert ("That is not certain: 1.05 are in its interval, too." in advice) is not is_certain
 
 
 def test_unknown_drafters_are_refused():

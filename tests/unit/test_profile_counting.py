@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen3MoeConfig,
+)
 
 from specdec.cache import PagedKVCache
 from specdec.experiments.profile.counting import Rows, Work, counts_of
@@ -18,6 +27,10 @@ CONFIGS = {
     "grouped heads": LlamaConfig(**SIZES, **HEADS),
     "tied": LlamaConfig(**SIZES, **HEADS, tie_word_embeddings=True),
     "biases": LlamaConfig(**SIZES, **HEADS, attention_bias=True, mlp_bias=True),
+    "gpt2": GPT2Config(vocab_size=48, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2),
+    "opt": OPTConfig(
+        vocab_size=48, hidden_size=16, num_hidden_layers=2, ffn_dim=24, num_attention_heads=2, word_embed_proj_dim=16
+    ),
     "mixtral": MixtralConfig(**SIZES, **HEADS, num_local_experts=4, num_experts_per_tok=2),
     "qwen3 moe": Qwen3MoeConfig(**SIZES, **HEADS, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=12),
 }
@@ -88,6 +101,17 @@ def test_windows_bound_what_is_read():
     assert (narrow.pairs(Rows(20, 2)), full.pairs(Rows(20, 2))) == (12, 21 + 22)
     assert (narrow.rows_read(Rows(20, 2)), full.rows_read(Rows(20, 2))) == (7, 22)
     assert (narrow.rows_read(Rows(0, 3)), narrow.pairs(Rows(0, 3))) == (3, 6)
+
+
+def test_a_window_without_types_is_that_of_every_layer():
+    windows = {
+        width: {
+            each.window
+            for each in counts_of(model_of(MistralConfig(**SIZES, **HEADS, sliding_window=width))).attentions
+        }
+        for width in (6, None)
+    }
+    assert windows == {6: {6}, None: {None}}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

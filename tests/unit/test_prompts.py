@@ -100,6 +100,20 @@ def test_every_schema_in_every_kind_of_file(tmp_path, row, expected, kind):
     assert read_prompts(written(tmp_path, [row], kind)) == [expected]
 
 
+def test_a_text_in_a_table_may_begin_with_a_bracket(tmp_path):
+    texts = ["[INST] Hello [/INST]", "[1, 2] and what else?", "[1, 2]", "[]]"]
+    path = written(tmp_path, [{"prompt": text} for text in texts], "csv")
+    assert [prompt.text for prompt in read_prompts(path)] == texts
+
+
+def test_a_table_that_is_damaged_within_is_refused(tmp_path):
+    path = written(tmp_path, [{"prompt": "Once"}], "parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20] + bytes(30) + whole[50:])
+    with pytest.raises(ValueError, match="^expected a Parquet file, got '.*rows.parquet': .*; pass another --prompts$"):
+        read_prompts(path)
+
+
 def test_lines_of_text_are_prompts(tmp_path):
     (tmp_path / "openings.txt").write_text("Once\u2028upon\r\n\n  There was\n")
     assert read_prompts(tmp_path / "openings.txt") == [
@@ -127,7 +141,11 @@ def test_lines_of_text_are_prompts(tmp_path):
         ("p.jsonl", '{"conversations": "hi"}', "expected a list of messages, got 'hi' at"),
         ("p.jsonl", '{"task_id": 1, "test_list": "x", "text": "y"}', "expected a task and a list of tests"),
         ("p.jsonl", '{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}', "each id once, got '1' at .*:2 and at .*:1"),
-        ("p.csv", "prompt\na\nb,c\n", "expected as many cells as the first line names, got others at .*row 2"),
+        ("p.csv", "prompt\na\nb,c\n", "expected a cell for each name of the first line, got others at .*row 2"),
+        ("p.csv", "prompt\na\n" + 140_000 * "b", "expected CSV, got field larger than .* at .*p.csv, row 2; use JSON"),
+        ("p.jsonl", 100_000 * "[", "expected {...} in JSON, got '\\[+' at .*p.jsonl:1; maximum recursion depth"),
+        ("p.json", 100_000 * "[", "expected JSON, got maximum recursion depth"),
+        ("p.jsonl", '{"prompt": "a \\ud800"}', r"got '.ud800' at .*p.jsonl:1, half of a character"),
         ("p.csv", "turns\n[a]\n", "in JSON, got '\\[a\\]' at .*row 1"),
         ("p.parquet", "x", "expected a Parquet file"),
         ("p.md", "x", r"expected a file of prompts \(.jsonl, .json, .parquet, .csv, .txt\) or hub:NAME"),

@@ -8,21 +8,24 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
+from specdec.experiments.figures.compare_sets import KIND, compare_sets
 from specdec.experiments.report import plots
 from specdec.experiments.report.page import build_page
 from specdec.experiments.report.sources import Skipped, Source
 from specdec.experiments.report.svg import colour, draw
 from tests.project import ROOT
+from tests.toys.bench_records import a_sweep
 from tests.toys.results import IMPORTED, PLAN, PROFILE, REPLAY
 from tests.toys.summaries import bench_summary
 
 SUMMARY = bench_summary(num_prompts=6)
 SMALL = bench_summary({"ngram": (0.6, 0.0, 0.01)}, (2, 4), 3)
 COMPARE = json.loads((ROOT / "experiments/results/compare_embedded_cpu.json").read_text())
+COMPARED = compare_sets(*a_sweep(num_arms=1, num_prompts=3), *a_sweep(num_arms=1, num_prompts=3))
 EVERY = [
     Source("s.json", "bench-summary", SMALL), Source("c.json", "compare", COMPARE),
     Source("f.json", "profile", PROFILE), Source("p.json", "plan", PLAN), Source("r.json", "replay", REPLAY),
-    Source("i.json", "imported", IMPORTED),
+    Source("i.json", "imported", IMPORTED), Source("b against a", KIND, COMPARED),
 ]  # fmt: skip
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -183,12 +186,42 @@ def test_warnings_and_what_was_left_out_stand_before_everything():
         assert page.index(words) < page.index("Which drafter?")
 
 
-def test_two_result_sets_are_compared_row_by_row():
-    row = {"arm": "ngram k=2", "metric": "tokens_per_second", "a": 100.0, "b": 120.0, "ratio": 1.2}
-    rows = [{**row, "low": 1.1, "high": 1.3, "p_value": 0.0123, "note": "paired"}]
-    page = page_of(EVERY[0], Source("t.json", "bench-summary", SMALL), comparisons=rows)
-    assert "1.20 (1.10–1.30)" in page and "0.0123" in page
-    assert page.index("Two result sets compared") < page.index("<h3>embedded bfloat16 greedy batch 1</h3>\n<div")
+def compared_page(**changes):
+    """The page of a sweep and of one that is faster in one arm, on an environment with these changes."""
+    header, records = a_sweep(num_arms=3, num_prompts=10)
+    faster = [run | {"seconds": run["seconds"] / 1.25} if run["arm"] == "k2" else run for run in records]
+    other = header | {"environment": header["environment"] | changes}
+    return page_of(Source("b against a", KIND, compare_sets(header, records, other, faster)), *EVERY[:1])
+
+
+def test_two_benchmarks_are_compared_with_significance():
+    page = compared_page(commit="def")
+    assert "draft_model k2: 1.25 times the speed-up (1.25–1.25)." in page
+    assert "No change beyond chance is shown in the other" in page
+    tables = dict(re.findall(r"<caption>(.*?)</caption>(.*?)</table>", page, re.DOTALL))
+    for caption in ("Tokens per second", "Speed-up"):
+        (marked,) = re.findall(r'<tr class="marked">(.*?)</tr>', tables[caption])
+        assert "draft_model k2" in marked and "0.0020" in marked and "1.25 (1.25–1.25)" in marked
+    assert '<tr class="marked">' not in tables["Tokens per step"] and "abc → def" in page
+    places = [page.index(f"<h2>{words}") for words in ("Benchmark: s.json", "Two benchmarks compared: b against a")]
+    assert places == sorted(places)
+
+
+def test_times_of_other_machines_are_no_changes():
+    page = compared_page(cpu="faster")
+    assert "No: cpu differ" in page and "These times do not compare: see the notes." in page
+    assert "times are not comparable: other cpu" in page and "times the tokens per second (" not in page
+    assert "draft_model k2: 1.25 times the speed-up (1.25–1.25)." in page
+
+
+def test_benchmarks_without_a_common_arm_are_not_compared():
+    header, records = a_sweep(num_arms=1, num_prompts=3)
+    found = compare_sets(header, records, header | {"arms": []}, [])
+    page = page_of(Source("b against a", KIND, found), EVERY[0])
+    assert "Not known: not comparable: no arm of one set is in the other." in page
+    assert "only in the first" in page
+    found = compare_sets(header, records, header, [])
+    assert "Not known: no arm was measured in both." in page_of(Source("b against a", KIND, found), EVERY[0])
 
 
 def test_batch_sizes_are_held_side_by_side():

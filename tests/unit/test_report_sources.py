@@ -1,11 +1,10 @@
 """Which files a report reads: every kind by its name, folders, and a reason for whatever is left out."""
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 
+from specdec.experiments.report import sources
 from specdec.experiments.report.sources import KINDS, read_sources
 from tests.project import ROOT
 from tests.toys.summaries import bench_summary
@@ -74,7 +73,6 @@ def test_a_folder_without_results_is_named(tmp_path):
 def summarized(monkeypatch):
     """Folders that were summarised; the summary is a toy."""
     folders = []
-    module = ModuleType("specdec.experiments.figures.summary")
 
     def summarize_folder(folder):
         folders.append(folder)
@@ -82,21 +80,34 @@ def summarized(monkeypatch):
             raise ValueError("expected records, got none;\nrun it")
         return SUMMARY
 
-    module.summarize_folder = summarize_folder
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(sources, "summarize_folder", summarize_folder)
     return folders
 
 
-@pytest.mark.parametrize("summary", [None, '{"kind": "bench-sum'], ids=["missing", "cut short"])
+@pytest.mark.parametrize("summary", [None, '{"kind": "bench-sum', '{"kind": "bench-summary", "arms": []}'])
 @pytest.mark.parametrize("named", ["folder", "header"])
-def test_a_benchmark_without_a_whole_summary_is_summarised(tmp_path, summarized, summary, named):
+def test_a_benchmark_is_summarised_anew_whatever_summary_lies_there(tmp_path, summarized, summary, named):
     (tmp_path / "bench.json").write_text('{"kind": "bench"}')
     (tmp_path / "records-0.jsonl").touch()
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
     found, skipped = read_sources([tmp_path if named == "folder" else tmp_path / "bench.json"])
-    assert [each.value for each in found] == [SUMMARY] and skipped == []
+    assert [(each.value, each.records) for each in found] == [(SUMMARY, tmp_path)] and skipped == []
     assert summarized == [tmp_path]
+
+
+def test_a_summary_knows_whether_its_records_are_there(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(SUMMARY))
+    assert [each.records for each in read_sources([tmp_path])[0]] == [None]
+    (tmp_path / "bench.json").write_text('{"kind": "bench"}')
+    assert [each.records for each in read_sources([path])[0]] == [tmp_path]
+
+
+def test_a_header_without_its_fields_is_named(tmp_path):
+    (tmp_path / "bench.json").write_text('{"kind": "bench", "version": 1, "arms": []}')
+    _, (skipped,) = read_sources([tmp_path])
+    assert skipped.reason == "a benchmark that cannot be summarised: KeyError: 'settings'"
 
 
 def test_a_benchmark_that_cannot_be_summarised_is_named(tmp_path, summarized):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from specdec.experiments import specbench_export
 from specdec.experiments.interop import import_results
 from specdec.experiments.specbench import read_answers
 from specdec.experiments.specbench_export import export_answers
@@ -115,6 +116,34 @@ def test_answers_of_eagle_count_steps_from_zero_and_have_no_category(tmp_path):
     assert found["overall"]["speedup"] is None and found["by_category"] == {}
 
 
+def test_folders_that_cannot_be_exported_are_refused_in_a_line(tmp_path):
+    folder = bench_folder(tmp_path / "bench")
+    with pytest.raises(ValueError, match="^expected a folder to write to, got a file at .*; pass another --out$"):
+        export_answers(folder, folder / "bench.json" / "answers")
+    header = json.loads((folder / "bench.json").read_text())
+    (folder / "bench.json").write_text(json.dumps({**header, "prompts": header["prompts"][:1]}))
+    with pytest.raises(ValueError, match="^expected fields of a benchmark in .*, got none that fit: KeyError "):
+        export_answers(folder, tmp_path / "answers")
+
+
+def test_a_tokenizer_is_loaded_once(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(specbench_export, "_decoder", lambda target: loaded.append(target) or (lambda tokens: "text"))
+    files, _ = export_answers(bench_folder(tmp_path / "bench"), tmp_path / "answers")
+    assert len(files) > 1 and len(loaded) == 1
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "e.jsonl").write_text(json.dumps(EAGLE) + "\r\n", encoding="utf-8-sig")
+    assert import_results([tmp_path / "e.jsonl"])["warnings"] == []
+
+
+def test_a_file_that_tells_nothing_of_its_steps_is_no_baseline(tmp_path):
+    choice = {**EAGLE["choices"][0], "accept_lengths": []}
+    (tmp_path / "e.jsonl").write_text(json.dumps({**EAGLE, "choices": [choice]}))
+    assert import_results([tmp_path / "e.jsonl"])["arms"][0]["baseline"] is None
+
+
 def changed(**choice):
     return json.dumps({**EAGLE, "question_id": 9, "choices": [{**EAGLE["choices"][0], **choice}]})
 
@@ -123,10 +152,11 @@ def test_lines_that_are_no_answers_are_skipped_and_counted():
     bad = [
         "{", "[1]", '{"question_id": 1}', changed(idxs=[1]), changed(wall_time=[0.0, 0.0]), changed(new_tokens=[-1, 2]),
         changed(turns=[]), json.dumps({**EAGLE, "choices": []}), changed(wall_time=["x", 1]), changed(idxs=None),
+        changed(new_tokens=[10**400, 2]), changed(new_tokens=[1e400, 2]), changed(accept_lengths=[-3]), 100_000 * "[",
     ]  # fmt: skip
     answers, skipped = read_answers("\n".join([json.dumps(EAGLE), *bad, json.dumps(EAGLE), ""]), Path("e.jsonl"))
     assert list(answers.by_question) == ["3"]
-    assert skipped == ["e.jsonl: 10 of 12 lines skipped, no answers: 2, 3, 4, ..."]
+    assert skipped == ["e.jsonl: 14 of 16 lines skipped, no answers: 2, 3, 4, ..."]
     with pytest.raises(ValueError, match="expected answers of Spec-Bench, got none in 'e.jsonl'"):
         read_answers("\n".join(bad), Path("e.jsonl"))
 
