@@ -117,6 +117,6 @@ def _margins(arms: Sequence[Arm], numbers: dict[str, int], prefix: str) -> Itera
         values = [each["margin"] / each["resolution"] for each in found if each.get("resolution")]
         if values:
             rows.append((arm.label, numbers.get(arm.series, 0), values))
-    caption = "Where texts part: margin of the two largest logits over the dtype's resolution; left of the line, a tie."
+    caption = "Where texts part: margin in units of the dtype's resolution; left of the line, a tie."
     if rows:
         yield margins(f"{prefix}-margins", caption, rows[:MAX_ROWS], TIE_ULPS)

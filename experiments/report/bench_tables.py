@@ -243,6 +243,6 @@ def difference_table(arms: Sequence[Arm]) -> Table | None:
         for each in (arm.overall.get("text") or {}).get("differences") or ()
     ]
     columns = ("arm", "prompt", "turn", "tokens before", "margin", "resolution", "verdict")
-    note = "Margin: between the target's two largest logits there. Resolution: of the dtype at the largest logit."
+    note = "Margin: rise of a logit that chooses the other token. Resolution: of the dtype at the largest logit."
     words = frozenset({"prompt", "verdict"})
     return Table("Texts that differ from plain decoding's", columns, rows, note, words) if rows else None

@@ -192,7 +192,7 @@ def roofline(name: str, caption: str, roof: Roof, groups: Sequence[Line]) -> Plo
 
 
 def margins(name: str, caption: str, rows: Sequence[tuple[str, int, Sequence[float]]], tie: float) -> Plot:
-    """How far apart the two largest logits were where texts part: (label, series, margins); a line where ties end."""
+    """Margins over resolutions where texts part: (label, series, margins); a line where ties end."""
 
     def paint(axes: Any) -> None:
         for place, (_, number, values) in enumerate(rows):
