@@ -14,6 +14,9 @@ from .verdicts import how_many
 
 Arm = Mapping[str, Any]
 
+# What a record of another inside makes its readers raise.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+
 
 def summarize_folder(folder: Path) -> dict[str, Any]:
     """The summary of the results in a folder; what could not be read is among its warnings.
@@ -24,7 +27,24 @@ def summarize_folder(folder: Path) -> dict[str, Any]:
     from ..bench.store import read_header, read_records
 
     records, warnings = read_records(folder)
-    return summarize(read_header(folder), records, warnings)
+    header = read_header(folder)
+    try:
+        return summarize(header, records, warnings)
+    except MALFORMED:
+        sound = [record for record in records if _is_sound(header, record)]
+    if len(sound) == len(records):
+        raise ValueError(f"expected the header of a benchmark and its records, got others in {str(folder)!r}")
+    skipped = f"{len(records) - len(sound)} records are not as a run writes them and are left out"
+    return summarize(header, sound, [*warnings, skipped])
+
+
+def _is_sound(header: Mapping[str, Any], record: Run) -> bool:
+    """Whether a record can be summarised."""
+    try:
+        summarize(header, [record])
+    except MALFORMED:
+        return False
+    return True
 
 
 def summarize(header: Mapping[str, Any], records: Sequence[Run], warnings: Sequence[str] = ()) -> dict[str, Any]:
