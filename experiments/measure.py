@@ -136,16 +136,21 @@ def rotated(field: Sequence[T], turn: int) -> list[T]:
 
 
 def _timed(contender: Contender, prompt: Tensor) -> Run:
-    _synchronize(prompt.device)
+    synchronize(prompt.device)
     begin = perf_counter()
     output = contender.run(prompt)
-    _synchronize(prompt.device)
+    synchronize(prompt.device)
     seconds = perf_counter() - begin
     metrics = None if contender.rounds is None else summarize(contender.rounds())
     return Run(tuple(output[0, prompt.shape[1] :].tolist()), seconds, metrics)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given; nothing to wait for elsewhere.
+
+    Example:
+        >>> synchronize(torch.device("cpu"))
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -17,6 +17,7 @@ from specdec.noise import request_seed
 from ..contenders import ASSISTED, LOOKUP, assistant_settings
 from ..conversations import Conversation
 from ..differences import Choosing, first_difference
+from ..measure import synchronize
 from ..prompts import Prompt
 from .arms import Arm, is_theirs, promises_same_text
 from .recording import DIGITS, rounds_columns, steps_by_row, steps_columns
@@ -140,10 +141,10 @@ class Runner:
         untouched = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with untouched, assistant_settings(self.bench.models.draft, lookup) if lookup else nullcontext():
             torch.manual_seed(seeds[0] % 2**63)
-            self._synchronize()
+            synchronize(device)
             began = perf_counter()
             output = model.generate(ids, attention_mask=mask, **kwargs)
-            self._synchronize()
+            synchronize(device)
             seconds = perf_counter() - began
         tokens = [self._cut(row) for row in output[:, ids.shape[1] :].tolist()]
         return Call(seconds, tokens, began, ended, None if loop is None else loop.last)
@@ -181,10 +182,6 @@ class Runner:
     def _reset_peak(self) -> None:
         if self._model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._model.device)
-
-    def _synchronize(self) -> None:
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
 
 
 def with_differences(bench: Workbench, arm: Arm, run: Finished, baseline: Finished) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .verdicts import how_many
 
 Arm = Mapping[str, Any]
 
-# What a record of another inside makes its readers raise.
+# What a record or a result of another inside makes its readers raise.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 

@@ -12,9 +12,9 @@ from specdec.rules import walk
 from specdec.target import PagedModel
 from specdec.types import Draft, Exactness, TargetRows, Verdict
 
-from ..statistics import CONFIDENCE, MIN_PROMPTS, RESAMPLES
+from ..statistics import MIN_PROMPTS, interval, resampled
 from .cost import Yield, expected_tokens
-from .drafters import Setting
+from .drafters import Setting, longest_chains
 from .running import laps_of
 
 OnRun = Callable[[int, int, str], None]
@@ -144,15 +144,16 @@ def yield_of(texts: Sequence[Trace]) -> Yield:
         >>> yield_of([[(2, 2), (0, 0)], [(2, 1)]])
         Yield(tokens_per_step=2.0, drafted_share=0.6666666666666666, low=None, high=None)
     """
-    steps = np.array([len(rounds) for rounds in texts], dtype=np.float64)
-    tokens = np.array([sum(1 + accepted for _, accepted in rounds) for rounds in texts], dtype=np.float64)
-    share = sum(depth > 0 for rounds in texts for depth, _ in rounds) / steps.sum()
+    counts = np.array(
+        [(sum(1 + accepted for _, accepted in rounds), len(rounds)) for rounds in texts], dtype=np.float64
+    )
+    tokens, steps = counts.sum(axis=0)
+    share = sum(depth > 0 for rounds in texts for depth, _ in rounds) / steps
     low = high = None
     if len(texts) >= MIN_PROMPTS:
-        drawn = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
-        ratios = tokens[drawn].sum(axis=1) / steps[drawn].sum(axis=1)
-        low, high = (float(q) for q in np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
-    return Yield(float(tokens.sum() / steps.sum()), float(share), low, high)
+        sums = resampled(counts)  # [RESAMPLES, 2]
+        low, high = map(float, interval(sums[:, 0] / sums[:, 1]))
+    return Yield(float(tokens / steps), float(share), low, high)
 
 
 def measured(
@@ -163,10 +164,7 @@ def measured(
     on_run: OnRun,
 ) -> Known:
     """By greedy decoding: every chain up to the longest, exactly as it would have gone on these texts."""
-    longest: dict[str, Setting] = {}
-    for setting in drafters:
-        if setting.num_tree_nodes is None:
-            longest[setting.drafter] = max(setting, longest.get(setting.drafter, setting), key=lambda s: s.num_rows)
+    longest = longest_chains(drafters)
     wanted = [setting for setting in drafters if setting.num_tree_nodes is not None or setting in longest.values()]
     yields: dict[Setting, Yield] = {}
     for done, setting in enumerate(wanted):

@@ -11,7 +11,7 @@ from ..bench.store import SUMMARY as SUMMARY_FILE
 from ..figures.summary import summarize_folder
 from .acceptance import Known
 from .cost import Yield
-from .drafters import Setting
+from .drafters import Setting, longest_chains
 
 SUMMARY, REPLAY = "bench-summary", "replay"
 TREE = " tree"  # how bench ends the name of a drafter that drafts trees
@@ -72,10 +72,7 @@ def _of_summary(value: Mapping[str, Any], path: Path) -> Known:
     ]
     cells = list(dict.fromkeys(arm["cell"] for arm in arms))
     chosen = {setting: arm["overall"] for arm in arms if arm["cell"] == cells[0] and (setting := _setting(arm))}
-    longest: dict[str, Setting] = {}
-    for setting in chosen:
-        if setting.num_tree_nodes is None:
-            longest[setting.drafter] = max(setting, longest.get(setting.drafter, setting), key=lambda s: s.num_rows)
+    longest = longest_chains(chosen)
     yields = {setting: _yield(figures) for setting, figures in chosen.items()}
     curves = {name: _curve(chosen[setting]) for name, setting in longest.items()}
     shares = {name: yields[setting].drafted_share for name, setting in longest.items()}

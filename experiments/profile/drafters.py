@@ -1,6 +1,6 @@
 """The drafters that a profile looks at: every one that the models allow, at several lengths, and as a tree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from specdec.draft_models.draft_model import pool_of
@@ -33,6 +33,20 @@ class Setting(NamedTuple):
     def num_rows(self) -> int:
         """Of the target's pass, for a request with a full draft."""
         return 1 + (self.num_tree_nodes or self.num_speculative_tokens)
+
+
+def longest_chains(settings: Iterable[Setting]) -> dict[str, Setting]:
+    """Of each drafter the longest chain; none of one that drafts trees only.
+
+    Example:
+        >>> longest_chains([Setting("ngram", 2), Setting("ngram", 5), Setting("eagle3", 5, 12)])
+        {'ngram': Setting(drafter='ngram', num_speculative_tokens=5, num_tree_nodes=None)}
+    """
+    longest: dict[str, Setting] = {}
+    for setting in settings:
+        if setting.num_tree_nodes is None:
+            longest[setting.drafter] = max(setting, longest.get(setting.drafter, setting), key=lambda s: s.num_rows)
+    return longest
 
 
 def drafters_of(

@@ -11,6 +11,7 @@ from specdec.anatomy import options_of
 from specdec.protocols import Drafter
 from specdec.target import PagedModel
 
+from ..measure import synchronize
 from .drafters import Setting
 from .running import Guess, Lap, decoding_laps, first_laps, laps_of
 from .settings import NUM_ROUNDS, NUM_ROUNDS_BETWEEN, ROOM, Settings, slices
@@ -132,15 +133,10 @@ def _their_steps(target: PagedModel, prompts: list[list[int]]) -> Generator[floa
     options: dict[str, Any] = {"logits_to_keep": 1} if options_of(model)[0] else {}
     ids, past = torch.tensor(prompts, device=device), None
     while True:
-        _synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         with torch.inference_mode():
             output: Any = model(input_ids=ids, past_key_values=past, use_cache=True, **options)
             ids, past = output.logits[:, -1:].argmax(-1), output.past_key_values
-        _synchronize(device)
+        synchronize(device)
         yield time.perf_counter() - began
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,10 +5,11 @@ from itertools import chain
 from typing import Any
 
 from ..figures.compare_sets import KIND, SAME_MACHINE, compare_folders
+from ..figures.summary import MALFORMED
 from ..figures.verdicts import LEVEL, is_change
 from .bench_section import facts
 from .blocks import Answers, Block, Notes, Section, Table
-from .sources import MALFORMED, Skipped, Source, reason
+from .sources import Skipped, Source, reason
 from .words import estimate, interval, listing, number, plain, short
 
 Row = Mapping[str, Any]

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..figures.compare_sets import KIND
+from ..figures.summary import MALFORMED
 from .bench_section import bench_section
 from .blocks import Section
 from .comparison_section import comparison_section
 from .other_sections import compare_section, imported_section, side_by_side
 from .profile_section import plan_section, profile_section
 from .replay_section import replay_section
-from .sources import MALFORMED, Skipped, Source, reason
+from .sources import Skipped, Source, reason
 
 HERE = Path(__file__).parent
 TITLE = "Speculative decoding: results"

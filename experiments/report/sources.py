@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.store import HEADER, SUMMARY
-from ..figures.summary import summarize_folder
+from ..figures.summary import MALFORMED, summarize_folder
 
 VERSION = 1
 KINDS = ("bench-summary", "profile", "plan", "replay", "compare", "imported")
 COMPARE_FIELDS = {"rows", "by_category", "reference"}  # of a comparison written before results named their kind
-# What a file of the right kind and the wrong inside makes its reader raise.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
